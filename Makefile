@@ -1,0 +1,41 @@
+# Every target makes the environment first, and brings it up to date when requirements.txt or pyproject.toml changed.
+# Another Python: make PYTHON=python3.12 test (the first time; later remove .venv before)
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+STAMP := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo figures test test-all check clean
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP) ## train two heads on the base that ships, put them together, evaluate and draw
+	$(RUN) learnable_memory demo
+
+figures: $(STAMP) ## draw the pictures of the README
+	$(RUN) learnable_memory figures
+
+test: $(STAMP) ## run the fast tests
+	$(RUN) pytest -m "not slow"
+
+test-all: $(STAMP) ## run the slow tests, which "make test" leaves out
+	$(RUN) pytest -m slow
+
+check: $(STAMP) ## look for mistakes and for formatting that differs
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+clean: ## remove caches and build output; the environment and results stay
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+.venv: $(STAMP) ## make the environment (several GB: torch)
+
+# The stamp is written last, so that an installation that broke off is done again.
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --disable-pip-version-check --editable '.[test]'
+	touch $@

@@ -1,0 +1,44 @@
+"""The commands, which join the model in vit.py and the package around it; and how a command line ends.
+
+Exit codes: 0 done, 2 wrong use (one line on stderr, no traceback), 130 interrupted. What is left is a bug of ours and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+TRACEBACK_VARIABLE = "LEARNABLE_MEMORY_TRACEBACK"
+OWN_MODULES = ("learnable_memory", "vit")
+
+
+def run_command(
+    main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None, prog: str | None = None
+) -> int:
+    """Run `main(argv)` and return the exit code of the process (main's own, if it returns one).
+
+    ValueError and OSError are what the library raises for wrong use and missing files, so they become one line. A
+    TypeError does not: what comes from a command line has passed a parser, and has the right type. With the environment
+    variable LEARNABLE_MEMORY_TRACEBACK set, every error keeps its traceback.
+    """
+    try:
+        return main(argv) or 0
+    except KeyboardInterrupt:
+        return _end(prog, "interrupted", 130)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in OWN_MODULES:
+            raise
+        return _end(prog, f"error: the package {error.name!r} is missing: pip install -r requirements.txt", 2)
+    except (ValueError, OSError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        return _end(prog, f"error: {str(error) or type(error).__name__}", 2)
+
+
+def _end(prog: str | None, message: str, code: int) -> int:
+    one_line = " ".join(message.split())
+    print(f"{prog or Path(sys.argv[0]).name}: {one_line}", file=sys.stderr)
+    return code

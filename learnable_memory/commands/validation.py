@@ -1,0 +1,126 @@
+"""`vit_validation.py`: heads put together in one model, each evaluated on its data set's `eval` split."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from learnable_memory import heads
+from learnable_memory.commands.model import load_base, start_logging
+from learnable_memory.config import ValidationOptions
+from learnable_memory.data import DataSet, load_data_set, make_loader
+from learnable_memory.evaluate import evaluate
+from learnable_memory.runlog import versions, write_json
+from learnable_memory.transforms import Preprocessing
+
+logger = logging.getLogger(__name__)
+
+
+def run(options: ValidationOptions) -> int:
+    """Evaluate as the options say, print the table, and write it where `options.output` says."""
+    start_logging()
+    rows = validate(options)
+    print(table(rows))
+    if options.output:
+        write_json(options.output, {"base": rows[0]["base"], "heads": rows, "versions": versions()})
+        print(f"written to {options.output}")
+    return 0
+
+
+def validate(options: ValidationOptions) -> list[dict]:
+    """One row for each head, in the order in which they were asked for; see `row` for what it holds."""
+    paths = heads.find(options.models_list, options.models_folder)
+    files = {path: heads.read_metadata(path) for path in paths}
+    check_memory_tokens(files, options.expected_memory_tokens)
+    base = options.base_model or next(iter(files.values()))["base"]["id"]
+    if base is None:
+        raise ValueError(f"{paths[0]} does not say which base it was trained on: name it with --base_model.")
+    model, preprocessing = load_base(base, options)
+    for path in paths:
+        model.load_head(path)
+
+    rows = {}
+    passes = by_preprocessing(files.values(), preprocessing)
+    if len(passes) > 1:
+        logger.info(
+            "The heads need %d kinds of preprocessing, so each image set takes one pass of its kind.", len(passes)
+        )
+    for settings, members in passes.items():
+        together = [metadata["name"] for metadata in members]
+        for data, scored in by_data_set(members, options):
+            loader = make_loader(data.eval, settings.eval_transform(), options.batch_size, options.workers)
+            names = [metadata["name"] for metadata in scored]
+            scores = evaluate(model, loader, names, together, description=f"{', '.join(names)}")
+            rows |= {metadata["name"]: row(metadata, data, asdict(scores[metadata["name"]])) for metadata in scored}
+    return [rows[metadata["name"]] for metadata in files.values()]
+
+
+def check_memory_tokens(files: dict[Path, dict], expected: Sequence[int | None]) -> None:
+    """Raise ValueError where `-t` says another number of memory tokens than a file."""
+    for (path, metadata), count in zip(files.items(), expected, strict=True):
+        if count is not None and count != metadata["memory_tokens"]:
+            raise ValueError(
+                f"--number_of_memory_tokens says {count}, but {path} has {metadata['memory_tokens']}. "
+                "Leave the flag out: the file knows."
+            )
+
+
+def by_preprocessing(files, of_the_base: Preprocessing) -> dict[Preprocessing, list[dict]]:
+    """Heads that can share a pass: those whose pixels are made in the same way."""
+    groups: dict[Preprocessing, list[dict]] = {}
+    for metadata in files:
+        settings = metadata.get("preprocessing")
+        groups.setdefault(Preprocessing.from_dict(settings) if settings else of_the_base, []).append(metadata)
+    return groups
+
+
+def by_data_set(files: Sequence[dict], options: ValidationOptions) -> list[tuple[DataSet, list[dict]]]:
+    """The data sets of these heads, each with the heads that were trained on it."""
+    groups: dict[tuple, list[dict]] = {}
+    for metadata in files:
+        if "dataset" not in metadata:
+            raise ValueError(f"The head {metadata['name']} does not say on which data it was trained: train it again.")
+        groups.setdefault((metadata["dataset"]["name"], metadata["dataset"]["split_seed"]), []).append(metadata)
+    download = not options.no_download
+    return [
+        (load_data_set(name, options.directory, seed, download), members) for (name, seed), members in groups.items()
+    ]
+
+
+def row(metadata: dict, data: DataSet, score: dict) -> dict:
+    """What is known of a head after its evaluation, beside what its file says."""
+    stored = metadata.get("metrics", {}).get("eval", {}).get("top1")
+    if data.eval.hash != metadata["dataset"]["splits"]["eval"]["hash"]:
+        logger.warning(
+            "%s: the evaluation split here (%s) is not the one in the file (%s): accuracies cannot be compared.",
+            metadata["name"], data.source, metadata["dataset"]["source"],
+        )  # fmt: skip
+        stored = None
+    return {
+        "head": metadata["name"],
+        "base": metadata["base"],
+        "dataset": data.record(),
+        "memory_tokens": metadata["memory_tokens"],
+        **score,
+        "stored_top1": stored,
+        "difference": None if stored is None else score["top1"] - stored,
+    }
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The rows as text: accuracies in percent, the difference to the file's in points."""
+    lines = [("head", "cells", "images", "top-1", "top-5", "images/s", "against the file")]
+    for row in rows:
+        difference = "unknown" if row["difference"] is None else f"{100 * row['difference']:+.2f}"
+        lines.append((
+            row["head"], str(row["memory_tokens"]), f"{row['images']:,}", f"{100 * row['top1']:.2f}",
+            f"{100 * row['top5']:.2f}", f"{row['images_per_second']:.0f}", difference,
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )

@@ -1,0 +1,196 @@
+"""What a run can be told: the options of `vit_train.py` and `vit_validation.py`, checked when they are made.
+
+The field's name is the flag's name; how fields become flags, checks and JSON is in options.py. Standard library only.
+
+    options = parse(TrainOptions, "Train one head.", argv)       # wrong use: one line on stderr, exit code 2
+    options = TrainOptions(dataset="Digits", epochs=3)           # wrong use: ValueError or TypeError
+    TrainOptions(**to_dict(options)) == options                  # to_dict is what is saved with the results
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from learnable_memory.options import (
+    FRACTION,
+    NOT_EMPTY,
+    Options,
+    above,
+    at_least,
+    between,
+    build_parser,
+    matching,
+    option,
+    parse,
+    to_dict,
+)
+
+__all__ = ["RunOptions", "TrainOptions", "ValidationOptions", "build_parser", "head_name", "parse", "to_dict"]
+
+DEFAULT_BASE = "google/vit-base-patch32-224-in21k"
+REGIMES = ("memory", "head+class", "head")
+SEED = between(0, 2**32 - 1)
+DEVICE = matching(r"auto|cpu|(cuda|mps|xpu)(:\d+)?", "auto, cpu, cuda, mps or xpu, with a number if wanted (cuda:1)")
+# A head's name becomes part of file names and parameter names, and "base" is what the base model answers under.
+HEAD_NAME = matching(
+    r"(?!base$)[A-Za-z0-9][A-Za-z0-9_+-]*", "made of letters, digits, '_', '+' and '-', and not the word 'base'"
+)
+
+
+def default_workers() -> int:
+    """Loading processes where nobody chose: one core is left to the model, and more than eight seldom help."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cores - 1))
+
+
+def head_name(dataset: str) -> str:
+    """A data set's name as the name of a head: CIFAR100 stays, `folder:/data/cats` and `hf:someone/cats` give cats.
+
+    Raises:
+        ValueError: the data set's name gives no legal one.
+    """
+    name = Path(dataset.rpartition(":")[2]).name.removesuffix(".parquet")
+    if not HEAD_NAME.holds(name):
+        raise ValueError(
+            f"--dataset is {dataset!r}, and {name!r} cannot be the head's name, which has to be {HEAD_NAME.words}: "
+            "give --name."
+        )
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """What every run on images needs: where data is, and on what to compute."""
+
+    directory: Path = option(
+        Path("~"),
+        "where data sets (datasets/) and downloaded base models (ceng502/) are",
+        flags=("-r", "--directory"),
+        group="data",
+    )
+    no_download: bool = option(False, "stop where something is missing instead of downloading it", group="data")
+
+    batch_size: int = option(
+        64, "batch size", flags=("-b", "--batch_size"), group="machine", legal=at_least(1), unit="images"
+    )
+    workers: int = option(
+        default_workers(),
+        "processes that load images",
+        group="machine",
+        legal=at_least(0),
+        default_help="cores - 1, at most 8",
+    )
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda if there is one", group="machine", legal=DEVICE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions):
+    """What `vit_train.py` does: it trains one head on one data set."""
+
+    dataset: str = option(
+        help="what to learn: a data set by name (CIFAR100, Digits, ...), or folder:PATH with a folder for each class",
+        flags=("-d", "--dataset"),
+        group="data",
+        legal=NOT_EMPTY,
+    )
+    split_seed: int = option(0, "draws the selection split, where the data set has none", group="data", legal=SEED)
+
+    base_model: str = option(
+        DEFAULT_BASE, "the frozen ViT: a name on the hub, or a folder", group="head", legal=NOT_EMPTY
+    )
+    name: str | None = option(None, "its name", group="head", legal=HEAD_NAME, default_help="the data set's")
+    number_of_memory_tokens: int | None = option(
+        None,
+        "memory tokens (the paper's cells) in each layer; 0 leaves class token and classifier",
+        flags=("-m", "--number_of_memory_tokens"),
+        group="head",
+        legal=at_least(0),
+        default_help="1, or 0 in the regimes without memory",
+    )
+    regime: str = option(
+        "memory",
+        "what is learned. memory: memory, class token and classifier; head+class: no memory, the same as -m 0; "
+        "head: only a classifier on the base's class token, a linear probe",
+        group="head",
+        choices=REGIMES,
+    )
+    memory_norm: bool = option(True, "pass the memory through each layer's first norm, as the paper does", group="head")
+
+    epochs: int = option(20, "passes over the data", flags=("-e", "--epochs"), group="training", legal=at_least(1))
+    lr: float = option(0.03, "highest learning rate of SGD", group="training", legal=above(0))
+    momentum: float = option(0.9, "momentum of SGD", group="training", legal=FRACTION)
+    clip: float = option(1.0, "scale gradients down to this norm", group="training", legal=above(0))
+    warmup_steps: int = option(5, "linear warm-up", group="training", legal=at_least(0), unit="steps")
+    max_steps: int | None = option(
+        None,
+        "stop here, with the cosine at zero",
+        group="training",
+        legal=at_least(1),
+        unit="steps",
+        default_help="the end of the last epoch",
+    )
+    seed: int = option(0, "draws initial values, order and augmentation", group="training", legal=SEED)
+
+    output: Path = option(Path("models"), "folder for the head, its curves and its log", group="results")
+    overwrite: bool = option(False, "replace the results of an earlier run", group="results")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is None:
+            self._set("name", head_name(self.dataset))
+        if self.number_of_memory_tokens is None:
+            self._set("number_of_memory_tokens", 1 if self.regime == "memory" else 0)
+        if self.regime != "memory" and self.number_of_memory_tokens != 0:
+            raise ValueError(
+                f"--number_of_memory_tokens is {self.number_of_memory_tokens}, but --regime {self.regime} has no "
+                "memory: leave one of the two out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationOptions(RunOptions):
+    """What `vit_validation.py` does: it puts heads together and evaluates each on its data set, in one model."""
+
+    models_list: tuple[str, ...] = option(
+        help="the heads to put together: names in --models_folder, or files",
+        flags=("-m", "--models-list", "--models_list"),
+        group="heads",
+        legal=NOT_EMPTY,
+    )
+    models_folder: Path = option(Path("models"), "where heads given by name are", group="heads")
+    number_of_memory_tokens: tuple[int, ...] | None = option(
+        None,
+        "how many memory tokens the heads must have: one number for all, or one for each",
+        flags=("-t", "--number_of_memory_tokens"),
+        group="heads",
+        legal=at_least(0),
+        default_help="not checked",
+    )
+    base_model: str | None = option(
+        None,
+        "the frozen ViT: a name on the hub, or a folder",
+        group="heads",
+        legal=NOT_EMPTY,
+        default_help="the one that the heads were trained on",
+    )
+    output: Path | None = option(None, "also write the table to this JSON file", group="results")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        repeated = sorted({name for name in self.models_list if self.models_list.count(name) > 1})
+        if repeated:
+            raise ValueError(f"--models_list names {', '.join(repeated)} more than once: name each head once.")
+        counts = self.number_of_memory_tokens
+        if counts is not None and len(counts) not in (1, len(self.models_list)):
+            raise ValueError(
+                f"--number_of_memory_tokens has {len(counts)} numbers for {len(self.models_list)} heads: "
+                "give one for all, one for each, or leave it out."
+            )
+
+    @property
+    def expected_memory_tokens(self) -> tuple[int | None, ...]:
+        """For each head of `models_list`, how many memory tokens it must have; None: any number."""
+        counts = self.number_of_memory_tokens or (None,)
+        return counts * len(self.models_list) if len(counts) == 1 else counts

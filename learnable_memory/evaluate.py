@@ -1,0 +1,75 @@
+"""The one evaluation loop: every accuracy that this project reports comes from here."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Score:
+    """A head on a whole split.
+
+    Attributes:
+        images: how many were seen; every image of the split, once.
+        top1, top5: the share of images whose label is the first, or among the first five, answers; in [0, 1].
+            With fewer than five classes, top5 counts all of them.
+        loss: mean cross entropy over the images.
+        images_per_second: of the pass, loading included.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    loss: float
+    images_per_second: float
+
+
+@torch.no_grad()
+def evaluate(
+    model, loader: DataLoader, heads: Sequence[str], alongside: Sequence[str] = (), description: str | None = None
+) -> dict[str, Score]:
+    """Score heads on the data that they were trained for, all in one pass.
+
+    Args:
+        model: a MemoryCapableViT; it is put into eval mode for the pass, and back afterwards.
+        loader: batches of (pixel_values [B, channels, height, width], labels int64 [B]).
+        heads: names of the heads that the labels belong to; `"base"` is legal where the base has a classifier.
+        alongside: further heads that answer in the same pass and are not scored (theirs are other labels).
+        description: the progress bar's; None for no bar.
+
+    Raises ValueError if the loader has no images, or a label is none of a head's classes.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    asked = [name for name in dict.fromkeys((*heads, *alongside)) if name != "base"]
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in heads}  # right, right among five, loss
+    images, start = 0, time.perf_counter()
+    for pixel_values, labels in (bar := tqdm(loader, desc=description, disable=description is None, unit="batch")):
+        labels = labels.to(device, non_blocking=True)
+        outputs = model(pixel_values.to(device, non_blocking=True), heads=asked, with_base="base" in heads)
+        for name in heads:
+            sums[name] += _count(name, outputs[name].logits, labels)
+        images += len(labels)
+        bar.set_postfix_str(f"{images / (time.perf_counter() - start):.0f} images/s", refresh=False)
+    if not images:
+        raise ValueError("There are no images to evaluate on.")
+    speed = images / (time.perf_counter() - start)
+    model.train(was_training)
+    return {name: Score(images, *(total / images).tolist(), speed) for name, total in sums.items()}
+
+
+def _count(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Right answers, right among the first five, and summed loss of a batch: float64 [3] on the CPU."""
+    classes = logits.shape[1]
+    if labels.max() >= classes:
+        raise ValueError(f"{name} has {classes} classes, but there is a label {labels.max().item()}: other data?")
+    best = logits.topk(min(5, classes), dim=1).indices  # [B, 5]
+    hits = best == labels[:, None]
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+    return torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double().cpu()

@@ -1,0 +1,269 @@
+"""A head as a file: one safetensors file with that head's tensors and, in its header, what they are and belong to.
+
+Tensors, float32 (D width, L layers, m memory tokens, C classes):
+
+    class_token        [D]        absent in a linear probe
+    memory             [L, m, D]  absent when m = 0
+    classifier.weight  [C, D]
+    classifier.bias    [C]
+
+The header holds one JSON text under the key `head`. The names are ours, never module paths, so that a file outlives the
+renamings of the libraries above it. This module knows tensors and JSON only, no model.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT_VERSION = 1
+SUFFIX = "_model.safetensors"
+HEADER_KEY = "head"
+RESERVED = {"base", *dir(torch.nn.ModuleDict)}  # heads live in a ModuleDict, whose methods are not free as names
+REQUIRED = (
+    "format_version", "name", "base", "hidden_size", "num_layers", "num_labels", "memory_tokens", "memory_norm",
+    "class_token", "extends",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a head is, without its weights.
+
+    Args:
+        name: letters, digits, `_`, `+` and `-`; not `base`.
+        num_labels: C, classes of its data set.
+        memory_tokens: m in every layer; 0 is a class token without memory.
+        extends: the heads whose class tokens and memory it also sees.
+        memory_norm: memory passes through the layer norm, as in the paper, or joins after it, as in the 2023 files.
+        class_token: False is a linear probe on the base class token; it has no memory and extends nothing.
+        metadata: whatever else is known of it: labels, data set, preprocessing, metrics, versions.
+
+    Raises ValueError if one of them is not legal.
+    """
+
+    name: str
+    num_labels: int
+    memory_tokens: int = 1
+    extends: tuple[str, ...] = ()
+    memory_norm: bool = True
+    class_token: bool = True
+    metadata: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extends", tuple(self.extends))
+        legal = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][\w+-]*", self.name)
+        if not legal or self.name in RESERVED:
+            raise ValueError(
+                f"{self.name!r} cannot be the name of a head. Use letters, digits, '_', '+' and '-', and not "
+                "'base' (the base's own answers) or the name of a method of torch modules."
+            )
+        for what, count, least in (("num_labels", self.num_labels, 1), ("memory_tokens", self.memory_tokens, 0)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise ValueError(f"{what} must be a whole number of at least {least}, got {count!r}.")
+        if not self.class_token and (self.memory_tokens or self.extends):
+            raise ValueError(
+                "A head without a class token is a linear probe: nothing reads memory or other heads in it. "
+                f"Set memory_tokens=0 and extends=(), got {self.memory_tokens} and {self.extends}."
+            )
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """What a head file holds: `tensors` under the names above, and `metadata`, the JSON of its header as a dict."""
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict
+
+
+def content_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256, 64 hexadecimal digits, over names, shapes and values (as little-endian float32, sorted by name).
+
+    Independent of how a file stores the values: float16 and bfloat16 widen to float32 without loss. The hash of a base
+    (its *fingerprint*) and the hash by which a head names its parents are both this one.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{list(values.shape)}".encode())
+        digest.update(values.numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()
+
+
+def describe(spec: HeadSpec, base: Mapping, hidden_size: int, num_layers: int, parents: Sequence[Mapping]) -> dict:
+    """The metadata of a head's file.
+
+    Args:
+        base: `{"id", "fingerprint"}` of the base.
+        parents: `{"name", "hash"}` of each head in `spec.extends`, the hash being its `content_hash`.
+    """
+    record = asdict(spec)
+    return {
+        **record.pop("metadata"), **record, "format_version": FORMAT_VERSION, "base": dict(base),
+        "hidden_size": hidden_size, "num_layers": num_layers, "extends": list(parents),
+    }  # fmt: skip
+
+
+def spec_of(metadata: Mapping) -> HeadSpec:
+    """The reverse of `describe`: what `describe` added is taken away, the rest is the spec's own metadata."""
+    own = {key: value for key, value in metadata.items() if key not in REQUIRED}
+    core = {key: metadata[key] for key in ("name", "num_labels", "memory_tokens", "memory_norm", "class_token")}
+    return HeadSpec(**core, extends=tuple(parent["name"] for parent in metadata["extends"]), metadata=own)
+
+
+def expected_shapes(metadata: Mapping) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape that a head with this metadata must have."""
+    width, classes = metadata["hidden_size"], metadata["num_labels"]
+    shapes: dict[str, tuple[int, ...]] = {"classifier.weight": (classes, width), "classifier.bias": (classes,)}
+    if metadata["class_token"]:
+        shapes["class_token"] = (width,)
+    if metadata["memory_tokens"]:
+        shapes["memory"] = (metadata["num_layers"], metadata["memory_tokens"], width)
+    return shapes
+
+
+def check(tensors: Mapping[str, torch.Tensor], metadata: Mapping, where: str) -> None:
+    """Raise ValueError, naming `where`, if metadata is incomplete or of another format, or a tensor does not fit."""
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{where} has head format version {metadata.get('format_version')!r}; this library reads version "
+            f"{FORMAT_VERSION}. Update the library, or write the head again with this one."
+        )
+    missing = [key for key in REQUIRED if key not in metadata]
+    if missing:
+        raise ValueError(f"{where} is not a complete head file: its metadata lacks {', '.join(missing)}.")
+    wanted = expected_shapes(metadata)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        differing = [
+            f"{name}: found {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
+            for name in sorted(found.keys() | wanted.keys())
+            if found.get(name) != wanted.get(name)
+        ]
+        raise ValueError(f"{where} holds tensors that do not fit its own metadata: {'; '.join(differing)}.")
+    wrong = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype != torch.float32]
+    if wrong:
+        raise ValueError(f"{where} must hold float32 tensors only, but {', '.join(wrong)}.")
+
+
+def check_base(metadata: Mapping, fingerprint: str, hidden_size: int, num_layers: int, where: str) -> None:
+    """Raise ValueError, saying which differ, unless the head belongs to the base with this fingerprint and shape."""
+    base = metadata["base"]
+    pairs = [
+        ("width", metadata["hidden_size"], hidden_size),
+        ("number of layers", metadata["num_layers"], num_layers),
+        ("base fingerprint", base["fingerprint"], fingerprint),
+    ]
+    differing = [f"{what} {theirs} in the file, {ours} in the model" for what, theirs, ours in pairs if theirs != ours]
+    if differing:
+        raise ValueError(
+            f"{where} was trained on another base ({base.get('id') or 'unnamed'}): {'; '.join(differing)}. "
+            "Load the base that it was trained on, or train the head again on this one."
+        )
+
+
+def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> Path:
+    """Write one head file, whole or not at all: beside its place first, then renamed.
+
+    Raises ValueError if tensors and metadata do not fit each other, OSError if the disk refuses.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    check(tensors, metadata, str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, metadata={HEADER_KEY: json.dumps(metadata, separators=(",", ":"))})
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path):
+    """Give the path of a new file beside `path`, and put it in `path`'s place only when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)  # mkstemp makes files that only their owner can read; heads are there to be shared
+        os.umask(umask)
+        unfinished.chmod(0o666 & ~umask)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_metadata(path: str | os.PathLike) -> dict:
+    """The metadata alone, without reading the tensors; errors as in `load`."""
+    with _opened(Path(path)) as file:
+        return _metadata(file, Path(path))
+
+
+def load(path: str | os.PathLike) -> HeadFile:
+    """Read and check one head file.
+
+    Raises FileNotFoundError if there is none, ValueError if it is not a head file, is damaged, is of another format
+    version, or holds tensors that do not fit its metadata.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        metadata = _metadata(file, path)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    check(tensors, metadata, str(path))
+    return HeadFile(tensors, metadata)
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no head file {path}. Train one with vit_train.py, or check the name.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file, or is damaged or cut short: {error}.") from None
+
+
+def _metadata(file, path: Path) -> dict:
+    text = (file.metadata() or {}).get(HEADER_KEY)
+    if text is None:
+        raise ValueError(f"{path} is a safetensors file but not a head file: its header has no '{HEADER_KEY}' entry.")
+    try:
+        metadata = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a damaged header: {error}.") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} has a damaged header: expected a JSON object, got {type(metadata).__name__}.")
+    return metadata
+
+
+def file_name(head: str) -> str:
+    """The file name of a head: `{head}_model.safetensors`, with the separators of a path replaced."""
+    return head.replace("/", "-").replace(os.sep, "-") + SUFFIX
+
+
+def find(names: Sequence[str], folder: str | os.PathLike) -> list[Path]:
+    """Each name as a file: a path is taken as it is, a bare name is looked up as `folder/{name}_model.safetensors`.
+
+    Raises FileNotFoundError that lists the names without a file and the heads that the folder does have.
+    """
+    folder = Path(folder)
+    paths = [Path(name) if Path(name).is_file() else folder / file_name(name) for name in names]
+    lost = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
+    if lost:
+        present = sorted(path.name.removesuffix(SUFFIX) for path in folder.glob(f"*{SUFFIX}"))
+        raise FileNotFoundError(
+            f"No head file for {', '.join(lost)} in {folder} (looked for {file_name(lost[0])}). "
+            f"Heads there: {', '.join(present) or 'none'}."
+        )
+    return paths

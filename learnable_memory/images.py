@@ -1,0 +1,175 @@
+"""Labelled images, wherever they are kept, and how a part of them is held out."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+
+class Images(Protocol):
+    """A row of images that are decoded one at a time; picklable, so that loader processes can be started anywhere."""
+
+    def __len__(self) -> int: ...
+
+    def describe(self, row: int) -> str:
+        """What to call this image in an error."""
+
+    def read(self, row: int) -> Image.Image:
+        """The decoded image; any exception means that it is broken."""
+
+
+class ArrayImages:
+    """Images in memory: uint8 [n, H, W] (grey) or [n, H, W, 3] (RGB)."""
+
+    def __init__(self, pixels: np.ndarray, name: str) -> None:
+        self.pixels, self.name = pixels, name
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def describe(self, row: int) -> str:
+        return f"row {row} of {self.name}"
+
+    def read(self, row: int) -> Image.Image:
+        return Image.fromarray(self.pixels[row])
+
+
+class EncodedImages:
+    """Image files in memory, as a pyarrow column of bytes: what parquet holds, decoded when asked for."""
+
+    def __init__(self, column: Any, name: str) -> None:
+        self.column, self.name = column, name
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def describe(self, row: int) -> str:
+        return f"row {row} of {self.name}"
+
+    def read(self, row: int) -> Image.Image:
+        return _decode(io.BytesIO(self.column[row].as_py()))
+
+
+class ImageFiles:
+    """Images on disk."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def describe(self, row: int) -> str:
+        return str(self.paths[row])
+
+    def read(self, row: int) -> Image.Image:
+        return _decode(self.paths[row])
+
+
+def _decode(file: Path | io.BytesIO) -> Image.Image:
+    """PIL opens lazily: only `load` finds a truncated file, and it lets go of the file handle."""
+    with Image.open(file) as image:
+        image.load()
+        return image
+
+
+class ImageSet(Dataset):
+    """One split: images with a label each. `image_set[i]` is (PIL image, label).
+
+    Args:
+        images: where the images are.
+        labels: int64 [rows], the class of each row of `images`.
+        indices: int64 [n], the rows that belong to this split, in order; all of them if left out.
+
+    Raises:
+        ValueError: not one label for each image.
+    """
+
+    def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray | None = None) -> None:
+        if len(images) != len(labels):
+            raise ValueError(f"{len(images)} images but {len(labels)} labels")
+        self._images = images
+        self._all_labels = np.asarray(labels, dtype=np.int64)
+        self.indices = np.arange(len(labels)) if indices is None else np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.image(index), int(self._all_labels[self.indices[index]])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [n]"""
+        return self._all_labels[self.indices]
+
+    @property
+    def hash(self) -> str:
+        """16 hex characters over which rows belong to the split, in which order, and their labels."""
+        digest = hashlib.sha256(self.indices.astype("<i8").tobytes())
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def image(self, index: int) -> Image.Image:
+        """The image as it is stored, in whatever mode.
+
+        Raises:
+            ValueError: it cannot be decoded; the message names the file, or the row.
+        """
+        row = int(self.indices[index])
+        try:
+            return self._images.read(row)
+        except Exception as error:  # PIL's decoders raise anything from SyntaxError to struct.error
+            raise ValueError(
+                f"cannot read the image {self._images.describe(row)} ({type(error).__name__}: {error}); "
+                "repair it or remove it"
+            ) from error
+
+    def describe(self, index: int) -> str:
+        """The file of an image, or its row: what to call it in an error."""
+        return self._images.describe(int(self.indices[index]))
+
+    def subset(self, indices: np.ndarray | Sequence[int]) -> "ImageSet":
+        """The images at these positions of this set, in this order; nothing is copied."""
+        return ImageSet(self._images, self._all_labels, self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def relabel(self, classes: Sequence[int]) -> "ImageSet":
+        """The images of these classes only; the class `classes[k]` becomes k."""
+        new_labels = np.full(max(self._all_labels.max(initial=0), *classes) + 1, -1)
+        new_labels[list(classes)] = np.arange(len(classes))
+        kept = np.flatnonzero(new_labels[self.labels] >= 0)
+        return ImageSet(self._images, new_labels[self._all_labels], self.indices[kept])
+
+
+def split_off(image_set: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Hold out a fraction of each class, at least one image of it and never the last; the same for the same seed.
+
+    Args:
+        fraction: between 0 and 1.
+        seed: 0 to 2**32 - 1.
+
+    Returns:
+        The rest and the held-out part, both in the order of `image_set`.
+
+    Raises:
+        ValueError: a seed out of range, or no class has two images.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the split seed is {seed}; legal: 0 to 2**32 - 1")
+    labels = image_set.labels
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        # RandomState, because its stream is promised never to change (NEP 19); a split must outlive NumPy's versions.
+        held_out[np.random.RandomState([seed, label]).permutation(members)[:count]] = True
+    if not held_out.any():
+        raise ValueError(
+            f"cannot hold out {fraction:.0%} of {len(labels)} images: no class has two images left; add images"
+        )
+    return image_set.subset(np.flatnonzero(~held_out)), image_set.subset(np.flatnonzero(held_out))

@@ -1,0 +1,351 @@
+"""Pictures: training curves from a run's metrics, the attention mask, and a diagram of the two streams.
+
+Every function writes one PNG, makes its folder if it is missing, and returns the path. Figures are made as objects,
+without pyplot: nothing global changes, no display is needed, and nothing stays open.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INK = "#27313b"
+FAINT = "#6b7885"
+BASE = "#6c8196"
+BASE_LIGHT = "#dfe6ed"
+HIDDEN = "#f4f5f7"
+HEADS = ("#e08a1e", "#2c9a68", "#8559c4", "#d0436a", "#2791b5")
+DPI = 160
+
+
+def head_colour(head: int) -> str:
+    return HEADS[head % len(HEADS)]
+
+
+def lighter(colour: str, amount: float = 0.55) -> str:
+    """`colour` mixed with white; 0 leaves it, 1 gives white."""
+    channels = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return "#" + "".join(f"{round(channel + (255 - channel) * amount):02x}" for channel in channels)
+
+
+def save(figure: Figure, path: str | os.PathLike) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------- training curves
+
+
+def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike, head: str = "") -> Path:
+    """Loss of each logged step, and accuracy on the selection and evaluation splits, side by side.
+
+    Args:
+        metrics: rows of `read_metrics`; used are `train/loss` with `step`, `select/loss` and `select/top1` with `step`
+            and `epoch`, and `eval/top1`. Accuracies are in [0, 1]. A loss of None (not finite) leaves a gap.
+        path: where the PNG goes.
+        head: the head's name, for the title.
+
+    Raises:
+        ValueError: no row has a training loss.
+    """
+    if not any("train/loss" in row for row in metrics):
+        raise ValueError("No row has 'train/loss', so there is nothing to draw: check that these are a run's metrics.")
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    _draw_loss(loss_axes, metrics)
+    _draw_accuracy(accuracy_axes, metrics)
+    for axes in (loss_axes, accuracy_axes):
+        _style(axes)
+        axes.set_xlim(0, 1.03 * max(row.get("step", 0) for row in metrics))
+    figure.suptitle(f"Head {head}" if head else "Training", color=INK, fontsize=12, fontweight="bold")
+    return save(figure, path)
+
+
+def _draw_loss(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    steps, losses = column(metrics, "train/loss")
+    points = "." if len(steps) < 50 else None  # a line alone would not show a step between two gaps
+    axes.plot(steps, losses, color=lighter(BASE, 0.5), linewidth=0.8, marker=points, label="train, each step")
+    axes.plot(steps, smoothed(losses), color=BASE, linewidth=2, label="train, smoothed")
+    steps, losses = column(metrics, "select/loss")
+    if len(steps):
+        axes.plot(steps, losses, color=HEADS[0], marker="o", markersize=4, linewidth=1.5, label="selection split")
+    axes.set_title("Loss", color=INK, fontsize=10)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+
+
+def _draw_accuracy(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
+    steps, top1 = column(metrics, "select/top1")
+    axes.set_title("Top-1 accuracy", color=INK, fontsize=10)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+    if not np.isfinite(top1).any():
+        return
+    best = int(np.nanargmax(top1))
+    axes.plot(steps, top1, color=HEADS[0], marker="o", markersize=4, linewidth=1.5, label="selection split")
+    axes.plot(
+        steps[best], top1[best], "o", markersize=10, color=HEADS[0], fillstyle="none", label=f"best, {top1[best]:.1%}"
+    )
+    _, evaluated = column(metrics, "eval/top1")
+    if np.isfinite(evaluated).any():
+        final = evaluated[np.isfinite(evaluated)][-1]
+        axes.axhline(final, color=HEADS[1], linewidth=1, linestyle=(0, (4, 3)))
+        axes.plot(steps[best], final, "*", markersize=12, color=HEADS[1], label=f"evaluation split, {final:.1%}")
+    low, high = axes.dataLim.intervaly
+    axes.set_ylim(max(0.0, low - 0.05), min(1.0, high + 0.05))
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(FAINT)
+    axes.tick_params(colors=FAINT, labelsize=8)
+    axes.grid(axis="y", color=BASE_LIGHT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("step", color=FAINT, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def column(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the rows that have `key`, float64; None becomes NaN."""
+    rows = [row for row in metrics if key in row]
+    values = [float("nan") if row[key] is None else row[key] for row in rows]
+    return np.array([row.get("step", 0) for row in rows], dtype=float), np.array(values, dtype=float)
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """A centred running mean over about a twentieth of the values, [n] -> [n]; NaN is left out of it, and stays."""
+    window = np.ones(2 * (len(values) // 40) + 1)
+    finite = np.isfinite(values)
+    # "same" pads with zeros; dividing by how many values were really there takes them out of the mean at both ends.
+    total = np.convolve(np.where(finite, values, 0.0), window, mode="same")[: len(values)]
+    count = np.convolve(finite.astype(float), window, mode="same")[: len(values)]
+    return np.where(finite, total / np.maximum(count, 1), np.nan)
+
+
+# ------------------------------------------------------------------------------------------------- the attention mask
+
+
+class Block(NamedTuple):
+    """Tokens of one kind in the order of the mask: where they start, how many, and how they are shown."""
+
+    name: str
+    start: int
+    size: int
+    colour: str
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.start, self.start + self.size)
+
+
+def mask_blocks(patches: int, memory_tokens_list: Sequence[int]) -> list[Block]:
+    """The blocks INP, CLS, C1.., M1.. in the order of `build_attention_mask`; heads without memory have no M."""
+    sizes = [("INP", patches, lighter(BASE, 0.35)), ("CLS", 1, BASE)]
+    sizes += [(f"C{i + 1}", 1, head_colour(i)) for i in range(len(memory_tokens_list))]
+    sizes += [(f"M{i + 1}", count, lighter(head_colour(i), 0.45)) for i, count in enumerate(memory_tokens_list)]
+    blocks, start = [], 0
+    for name, size, colour in sizes:
+        blocks.append(Block(name, start, size, colour))
+        start += size
+    return [block for block in blocks if block.size]
+
+
+def attention_mask(
+    mask: Tensor,
+    memory_tokens_list: Sequence[int],
+    patches: int,
+    path: str | os.PathLike,
+    extension: bool | Sequence = False,
+) -> Path:
+    """What `build_attention_mask` returned, as a picture: rows ask, columns answer, a coloured cell may be looked at.
+
+    Args:
+        mask: [1, Q, K], 0 or -inf, with Q = patches + 1 + k queries and K = Q + sum(memory_tokens_list) keys.
+        memory_tokens_list: memory tokens of each of the k heads.
+        patches: number of patches P.
+        path: where the PNG goes.
+        extension: as it was given to `build_attention_mask`, for the title.
+
+    Raises:
+        ValueError: the mask's shape is not the one that the counts give.
+    """
+    queries = patches + 1 + len(memory_tokens_list)
+    keys = queries + sum(memory_tokens_list)
+    if tuple(mask.shape) != (1, queries, keys):
+        raise ValueError(
+            f"The mask is {list(mask.shape)}, but {patches} patches and memory tokens {list(memory_tokens_list)} give "
+            f"[1, {queries}, {keys}]: pass what build_attention_mask was given."
+        )
+    visible = np.isfinite(np.asarray(mask[0]))  # [Q, K]
+    blocks = mask_blocks(patches, memory_tokens_list)
+    figure = Figure(figsize=(0.42 * keys + 4.4, 0.42 * queries + 2.0))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    _draw_cells(axes, visible, blocks)
+    _draw_mask_labels(axes, visible, [block for block in blocks if block.start < queries], blocks)
+    kind = "Extension: a head also sees the heads it was built on" if extension else "Concatenation: heads do not meet"
+    axes.text(0, -2.6, kind, color=INK, fontsize=13, fontweight="bold", va="center")
+    axes.set_xlim(-2.4, keys + 8.2)
+    axes.set_ylim(queries + 1.4, -3.4)
+    axes.set_aspect("equal")
+    return save(figure, path)
+
+
+def _draw_cells(axes: Axes, visible: np.ndarray, blocks: Sequence[Block]) -> None:
+    """One square for each query and key, in the key's colour if it is visible, and lines between the blocks."""
+    queries, keys = visible.shape
+    colours = [block.colour for block in blocks for _ in range(block.size)]
+    for row in range(queries):
+        for key in range(keys):
+            colour = colours[key] if visible[row, key] else HIDDEN
+            axes.add_patch(Rectangle((key, row), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.2))
+    for block in blocks[1:]:
+        axes.plot([block.start] * 2, [0, queries], color=INK, linewidth=0.8)
+        if block.start < queries:
+            axes.plot([0, keys], [block.start] * 2, color=INK, linewidth=0.8)
+    axes.add_patch(Rectangle((0, 0), keys, queries, fill=False, edgecolor=INK, linewidth=1.2))
+
+
+def _draw_mask_labels(
+    axes: Axes, visible: np.ndarray, row_blocks: Sequence[Block], column_blocks: Sequence[Block]
+) -> None:
+    """Names of the blocks above and at the left; at the right, what each row sees, read off the mask itself."""
+    queries, keys = visible.shape
+    label = {"color": INK, "fontsize": 10, "fontweight": "bold", "va": "center"}
+    for block in column_blocks:
+        axes.text(block.start + block.size / 2, -0.55, block.name, ha="center", **label)
+    for block in row_blocks:
+        middle = block.start + block.size / 2
+        seen = [other.name for other in column_blocks if visible[block.tokens, other.tokens].all()]
+        axes.text(-0.3, middle, block.name, ha="right", **label)
+        axes.text(keys + 0.4, middle, f"sees {', '.join(seen)}", color=FAINT, fontsize=9, va="center")
+    axes.text(keys / 2, -1.5, "keys: what is looked at", color=FAINT, fontsize=9, ha="center", va="center")
+    axes.text(-2.0, queries / 2, "queries: who looks", color=FAINT, fontsize=9, ha="center", va="center", rotation=90)
+    note = "INP patches   CLS base class token   C class token of a head   M its memory   pale: masked (-inf)"
+    axes.text(0, queries + 0.8, note, color=FAINT, fontsize=9, va="center")
+
+
+# ---------------------------------------------------------------------------------------------------- the two streams
+
+LAYERS = ((23, "1"), (46, "2"), (75, "L"))  # left edge of each drawn layer, in units of a tenth of an inch
+LAYER_WIDTH = 17
+BASE_ROW = 43  # heights of the middles of the rows
+TASK_ROW = 24
+MEMORY_ROW = 11.5
+HEAD_LINES = (TASK_ROW + 1.7, TASK_ROW - 1.7)  # the two heads' tokens pass side by side
+
+
+def two_streams(path: str | os.PathLike) -> Path:
+    """The idea of the model as a diagram: a frozen base stream, and a task stream that reads its keys and values."""
+    figure = Figure(figsize=(12, 5.6))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 120), ylim=(0, 56))
+    axes.set_axis_off()
+    _draw_bands(axes)
+    _draw_inputs(axes)
+    for left, layer in LAYERS:
+        _draw_layer(axes, left, layer)
+    _draw_outputs(axes)
+    _draw_token_paths(axes)
+    return save(figure, path)
+
+
+def _draw_bands(axes: Axes) -> None:
+    for bottom, height, colour in ((34, 21, "#f1f4f7"), (1, 31.5, "#fdf6ec")):
+        _box(axes, 1, bottom, 118, height, face=colour, edge=colour)
+    for height, title, text in (
+        (52, "Base stream", "frozen, no gradients, computed once for all heads: bit for bit the plain ViT"),
+        (
+            3.8,
+            "Task stream",
+            "one class token per head reads the base and its own memory; only orange and green is trained",
+        ),
+    ):
+        axes.text(3.5, height, title, color=INK, fontsize=12, fontweight="bold", va="center")
+        axes.text(16.5, height, text, color=FAINT, fontsize=10.5, va="center")
+
+
+def _draw_inputs(axes: Axes) -> None:
+    for token in range(5):
+        _square(axes, 3.5 + 2.8 * token, BASE_ROW, BASE if token == 4 else lighter(BASE, 0.35))
+    axes.text(10.5, BASE_ROW - 2.6, "patches and\nbase class token", color=FAINT, fontsize=9, ha="center", va="top")
+    for head, height in enumerate(HEAD_LINES):
+        _square(axes, 14.7, height, head_colour(head), f"$c_{head + 1}$")
+    axes.text(13.4, TASK_ROW, "class tokens\nof two heads", color=FAINT, fontsize=9, ha="right", va="center")
+
+
+def _draw_layer(axes: Axes, left: float, layer: str) -> None:
+    """One encoder layer: base above, the same weights below, the heads' memory of this layer under it."""
+    middle = left + LAYER_WIDTH / 2
+    for row, text in ((BASE_ROW, "attention, MLP"), (TASK_ROW, "same frozen weights")):
+        _box(axes, left, row - 4, LAYER_WIDTH, 8, f"layer ${layer}$", text, face=BASE_LIGHT, edge=BASE)
+    _arrow(axes, (middle, BASE_ROW - 4), (middle, TASK_ROW + 4.2), BASE)
+    axes.text(middle + 0.9, 36.4, "keys, values", color=FAINT, fontsize=9.5, va="center")
+    _arrow(axes, (middle, MEMORY_ROW + 1.6), (middle, TASK_ROW - 4.2), BASE)
+    axes.text(middle + 0.9, MEMORY_ROW + 4.8, "keys, values", color=FAINT, fontsize=9.5, va="center")
+    for token, head in enumerate((0, 0, 1)):
+        _square(axes, middle - 4.1 + 2.8 * token, MEMORY_ROW, lighter(head_colour(head), 0.35))
+    names = f"$E_1^{{{layer}}}$, $E_2^{{{layer}}}$"
+    axes.text(middle, MEMORY_ROW - 3.2, f"memory {names}", color=INK, fontsize=10, ha="center", va="center")
+
+
+def _draw_outputs(axes: Axes) -> None:
+    _box(axes, 99, BASE_ROW - 4, 18, 8, "base classifier", "after the final norm", face=BASE_LIGHT, edge=BASE)
+    for head, bottom in enumerate((TASK_ROW + 0.6, TASK_ROW - 6.6)):
+        colour = head_colour(head)
+        _box(axes, 99, bottom, 18, 6, f"classifier {head + 1}", face=lighter(colour, 0.7), edge=colour)
+
+
+def _draw_token_paths(axes: Axes) -> None:
+    """From the inputs through the layers to the classifiers: one arrow for the base's tokens, one for each head's."""
+    (first, _), (second, _), (last, _) = LAYERS
+    gap = second + LAYER_WIDTH + 4.5
+    for height, colour in ((BASE_ROW, BASE), *zip(HEAD_LINES, HEADS, strict=False)):
+        stops = [(18, first), (first + LAYER_WIDTH, second), (second + LAYER_WIDTH, gap), (gap + 3, last)]
+        for start, end in stops:
+            _arrow(axes, (start, height), (end - 0.2, height), colour)
+        axes.text(gap + 1.5, height, "···", color=colour, fontsize=12, ha="center", va="center")
+    _arrow(axes, (last + LAYER_WIDTH, BASE_ROW), (98.8, BASE_ROW), BASE)
+    for height, classifier, colour in zip(HEAD_LINES, (TASK_ROW + 3.6, TASK_ROW - 3.6), HEADS, strict=False):
+        _arrow(axes, (last + LAYER_WIDTH, height), (98.8, classifier), colour)
+
+
+def _box(
+    axes: Axes,
+    left: float,
+    bottom: float,
+    width: float,
+    height: float,
+    title: str = "",
+    text: str = "",
+    *,
+    face: str,
+    edge: str,
+) -> None:
+    style = "round,pad=0,rounding_size=0.9"
+    axes.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle=style, facecolor=face, edgecolor=edge))
+    x, y = left + width / 2, bottom + height / 2
+    shift = 1.4 if text else 0
+    axes.text(x, y + shift, title, color=INK, fontsize=11, ha="center", va="center")
+    axes.text(x, y - shift, text, color=FAINT, fontsize=9, ha="center", va="center")
+
+
+def _square(axes: Axes, left: float, middle: float, colour: str, text: str = "") -> None:
+    axes.add_patch(Rectangle((left, middle - 1.3), 2.6, 2.6, facecolor=colour, edgecolor="white", linewidth=1))
+    axes.text(left + 1.3, middle - 0.1, text, color="white", fontsize=10, ha="center", va="center")
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    style = {"arrowstyle": "-|>", "mutation_scale": 11, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
+    axes.add_patch(FancyArrowPatch(start, end, color=colour, **style))

@@ -1,0 +1,194 @@
+"""Training heads on a frozen base: optimizer, schedule, and the loop.
+
+Several heads can be trained in one pass over the data. Each has its own loss, gradient clipping, optimizer and
+schedule, and none sees the others, so each ends as it would have alone.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from learnable_memory.evaluate import Score, evaluate
+from learnable_memory.runlog import RunLog
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a head is trained (paper, section 4.1: SGD, momentum 0.9, 5 steps of warm-up, cosine decay).
+
+    Attributes:
+        epochs: passes over the data.
+        lr: the peak rate.
+        momentum: of SGD.
+        clip: gradients of a head are scaled down to this norm.
+        warmup_steps: the rate grows linearly over these.
+        max_steps: stop after so many steps, with the cosine at zero then; None for the end of the last epoch.
+    """
+
+    epochs: int = 20
+    lr: float = 0.03
+    momentum: float = 0.9
+    clip: float = 1.0
+    warmup_steps: int = 5
+    max_steps: int | None = None
+
+    def steps(self, per_epoch: int) -> int:
+        """The real number of steps, for a loader of `per_epoch` batches."""
+        return min(self.epochs * per_epoch, self.max_steps or math.inf)
+
+
+def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
+    """The rate of step 0, 1, .. as a share of its peak: linear warm-up, then a cosine that reaches zero at `steps`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+class HeadOptimizer:
+    """SGD, clipping and schedule of one head."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], recipe: Recipe, steps: int) -> None:
+        self.parameters, self.recipe = list(parameters), recipe
+        self.sgd = torch.optim.SGD(self.parameters, lr=recipe.lr, momentum=recipe.momentum)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.sgd, lambda step: rate_factor(step, steps, recipe.warmup_steps)
+        )
+
+    @property
+    def rate(self) -> float:
+        """The rate of the coming step."""
+        return self.schedule.get_last_lr()[0]
+
+    def step(self) -> float:
+        """Clip, step, and return the norm of the gradient before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        self.sgd.step()
+        self.schedule.step()
+        self.sgd.zero_grad()
+        return norm.item()
+
+
+@dataclass
+class Best:
+    """The best epoch of a head on the selection split so far."""
+
+    epoch: int = -1
+    score: Score | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def consider(self, epoch: int, score: Score, head: nn.Module) -> bool:
+        """Keep this epoch if it is better than all before it (the earlier one, where two are equal)."""
+        if self.score is not None and score.top1 <= self.score.top1:
+            return False
+        self.epoch, self.score = epoch, score
+        self.tensors = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
+        return True
+
+
+def train(
+    model, heads: Sequence[str], train_loader: DataLoader, select_loader: DataLoader,
+    recipes: Recipe | Mapping[str, Recipe], log: RunLog | None = None, progress: bool = True,
+) -> dict[str, Best]:  # fmt: skip
+    """Train heads on one data set, all in the same pass, and leave each as it was after its best epoch.
+
+    Args:
+        model: a MemoryCapableViT; its base stays as it is, bit for bit, and all other heads are frozen.
+        heads: names of the heads to train.
+        train_loader: batches of (pixel_values, labels), with a sampler that knows `set_epoch`.
+        select_loader: the selection split, whole; the epoch with the best top-1 there is kept.
+        recipes: one for all heads, or one for each; they must agree on the number of steps.
+        log: metrics go there: `train/loss`, `train/lr`, `train/gradient_norm` every 10 steps, `select/*` every epoch;
+            with several heads each key ends in `/{head}`.
+        progress: show a progress bar.
+
+    Returns:
+        For each head its best epoch, score and tensors.
+
+    Raises ValueError if there is nothing to train on, recipes differ in steps, or a loss is not finite.
+    """
+    if isinstance(recipes, Recipe):
+        recipes = dict.fromkeys(heads, recipes)
+    lengths = {recipes[name].steps(len(train_loader)) for name in heads}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"Heads that are trained in one pass need the same number of steps, above 0; got {lengths}.")
+    steps = lengths.pop()
+    device = next(model.parameters()).device
+
+    model.train_only(heads)
+    model.train()
+    optimizers = {name: HeadOptimizer(model.heads[name].parameters(), recipes[name], steps) for name in heads}
+    best = {name: Best() for name in heads}
+    writer = _Writer(log, heads)
+    step, waited, start = 0, 0.0, time.perf_counter()
+
+    bar = tqdm(total=steps * train_loader.batch_size, unit=" images", unit_scale=True, disable=not progress)
+    for epoch in range(math.ceil(steps / len(train_loader))):
+        train_loader.sampler.set_epoch(epoch)
+        bar.set_description(f"epoch {epoch + 1}")
+        ready = time.perf_counter()
+        for pixel_values, labels in train_loader:
+            waited += time.perf_counter() - ready
+
+            # -------------------------------------------------------------------------------------------- one step
+            labels = labels.to(device, non_blocking=True)
+            outputs = model(
+                pixel_values.to(device, non_blocking=True), heads=heads, with_base=False,
+                labels=dict.fromkeys(heads, labels),
+            )  # fmt: skip
+            losses = {name: outputs[name].loss for name in heads}
+            torch.stack(list(losses.values())).sum().backward()
+            rows = {}
+            for name, optimizer in optimizers.items():
+                loss, rate = losses[name].item(), optimizer.rate
+                if not math.isfinite(loss):
+                    raise ValueError(f"The loss of {name} is {loss} after {step} steps at rate {rate:g}: lower --lr.")
+                rows[name] = {"train/loss": loss, "train/lr": rate, "train/gradient_norm": optimizer.step()}
+            step += 1
+
+            bar.update(len(labels))
+            if step % LOG_EVERY == 0 or step in (1, steps):
+                writer.write(rows, step, epoch + 1)
+                bar.set_postfix(loss=f"{min(row['train/loss'] for row in rows.values()):.3f}", refresh=False)
+            if step == steps:
+                break
+            ready = time.perf_counter()
+
+        # --------------------------------------------------------------------------------- choose the best epoch
+        scores = evaluate(model, select_loader, heads)
+        rows = {}
+        for name, score in scores.items():
+            best[name].consider(epoch, score, model.heads[name])
+            rows[name] = {f"select/{key}": value for key, value in asdict(score).items()}
+        writer.write(rows, step, epoch + 1)
+        bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} select top-1 {s.top1:.4f}" for name, s in scores.items()))
+    bar.close()
+
+    seconds = time.perf_counter() - start
+    logger.info("%d steps in %.0f s, of which %.0f s waiting for data", steps, seconds, waited)
+    for name in heads:
+        model.heads[name].load_state_dict(best[name].tensors)
+    model.eval()
+    return best
+
+
+class _Writer:
+    """Metric rows; with several heads in one log, keys end in the head's name."""
+
+    def __init__(self, log: RunLog | None, heads: Sequence[str]) -> None:
+        self.log, self.suffixes = log, {name: f"/{name}" if len(heads) > 1 else "" for name in heads}
+
+    def write(self, rows: Mapping[str, Mapping[str, float]], step: int, epoch: int) -> None:
+        if self.log is not None:
+            merged = {f"{key}{self.suffixes[name]}": value for name, row in rows.items() for key, value in row.items()}
+            self.log.metrics(merged, step=step, epoch=epoch)

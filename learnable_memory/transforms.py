@@ -1,0 +1,289 @@
+"""From a PIL image to the pixels that a base model was trained on.
+
+`Preprocessing` holds all numbers that decide what the model sees, read from the base's own HuggingFace processor. It is
+saved with every head, and two heads share a forward pass only if their hashes are equal.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps
+from torchvision.transforms import v2
+
+INTERPOLATION = {
+    # Pillow's nearest takes the pixel under the centre, which torchvision calls "exact"; so does HuggingFace.
+    "nearest": v2.InterpolationMode.NEAREST_EXACT,
+    "bilinear": v2.InterpolationMode.BILINEAR,
+    "bicubic": v2.InterpolationMode.BICUBIC,
+    "lanczos": v2.InterpolationMode.LANCZOS,
+}
+RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as processors store them
+VIEWS = ("resized_crop_flip", "crop_flip", "crop")
+
+# What `from_processor` reads, and what a processor may say besides without changing the pixels of an RGB image.
+_READ = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"}
+_READ |= {"do_normalize", "image_mean", "image_std"}
+_HARMLESS = {"image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format"}
+_HARMLESS |= {"input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square", "pad_size"}
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels are made for a base: everything that changes the numbers, nothing else.
+
+    The image is resized to `resize`, its centre of `height` x `width` is cut out, and each channel c becomes
+    `(value * rescale - mean[c]) / std[c]`, with values 0..255.
+
+    Attributes:
+        height, width: what the model sees, in pixels.
+        resample: "nearest", "bilinear", "bicubic" or "lanczos", all antialiased but the first.
+        rescale: factor for the values 0..255; usually 1/255.
+        mean, std: three numbers each; (0, 0, 0) and (1, 1, 1) where the base's processor does not normalise.
+        resize: two numbers, (height, width): the whole image is stretched to them; one number: the shorter side becomes
+            that long and the aspect stays. Left out: (height, width), so that nothing is cut away.
+
+    Raises:
+        ValueError: a number out of range, an unknown `resample`, or a crop larger than the resized image.
+    """
+
+    height: int
+    width: int
+    resample: str
+    rescale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Equal preprocessing must have an equal hash, so 0 and 0.0, a list and a tuple become one.
+        object.__setattr__(self, "height", int(self.height))
+        object.__setattr__(self, "width", int(self.width))
+        resize = tuple(self.resize) or (self.height, self.width)
+        object.__setattr__(self, "resize", tuple(int(side) for side in resize))
+        object.__setattr__(self, "rescale", float(self.rescale))
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        self._check()
+
+    def _check(self) -> None:
+        if self.resample not in INTERPOLATION:
+            raise ValueError(f"resample is {self.resample!r}; legal: {', '.join(INTERPOLATION)}")
+        if len(self.resize) > 2 or min(self.height, self.width, *self.resize) < 1:
+            raise ValueError(
+                f"height {self.height}, width {self.width} and resize {self.resize}: sides are at least 1 pixel, "
+                "and resize is (shorter side,) or (height, width)"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std or self.rescale <= 0:
+            raise ValueError(
+                f"rescale {self.rescale}, mean {self.mean}, std {self.std}: rescale must be positive, "
+                "mean and std three numbers each, std without zeros"
+            )
+        if self.height > self.resize[0] or self.width > self.resize[-1]:
+            raise ValueError(
+                f"the crop of {self.height}x{self.width} is larger than the image resized to {self.resize}: "
+                "the rest would be black; make resize at least as large"
+            )
+
+    @classmethod
+    def from_processor(cls, processor: Any) -> "Preprocessing":
+        """The preprocessing of a HuggingFace image processor (ViT, DeiT, BEiT, CLIP and the like).
+
+        Raises:
+            ValueError: the processor does something that these fields cannot express; the message names the key.
+        """
+        config = processor.to_dict()
+        for key in sorted(config.keys() - _READ - _HARMLESS):
+            if not key.startswith("_") and config[key] not in (None, False):
+                raise _cannot_express(config, key)
+        if not config.get("do_resize"):
+            raise _cannot_express(config, "do_resize")
+        if config.get("resample") not in RESAMPLE_NAMES:
+            raise _cannot_express(config, "resample")
+        resize = _sides(config, "size")
+        crop = _sides(config, "crop_size") if config.get("do_center_crop") else resize
+        if len(crop) != 2:
+            # Without a crop the shape would differ from image to image.
+            raise _cannot_express(config, "crop_size" if config.get("do_center_crop") else "size")
+        normalize = config.get("do_normalize")
+        return cls(
+            height=crop[0],
+            width=crop[1],
+            resample=RESAMPLE_NAMES[config["resample"]],
+            rescale=config["rescale_factor"] if config.get("do_rescale") else 1.0,
+            mean=_channels(config, "image_mean") if normalize else (0.0, 0.0, 0.0),
+            std=_channels(config, "image_std") if normalize else (1.0, 1.0, 1.0),
+            resize=resize,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, and the exact input of `from_dict`."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a key is missing or unknown.
+        """
+        names = {field.name for field in fields(cls)}
+        if values.keys() != names:
+            raise ValueError(
+                f"preprocessing needs exactly the keys {sorted(names)}; "
+                f"missing: {sorted(names - values.keys())}, unknown: {sorted(values.keys() - names)}"
+            )
+        return cls(**values)
+
+    @property
+    def hash(self) -> str:
+        """16 hex characters that two preprocessings share only if they make the same pixels of every image."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def eval_transform(self) -> Transform:
+        """What the base's own processor does: any PIL image -> float32 [3, height, width], without randomness."""
+        resize = v2.Resize(list(self.resize), INTERPOLATION[self.resample], antialias=True)
+        return v2.Compose([_to_pixels, resize, _CenterCrop(self.height, self.width), self._normalize()])
+
+    def train_transform(self, views: str) -> Transform:
+        """A random view of any PIL image -> float32 [3, height, width]; draws from torch's global CPU generator.
+
+        Args:
+            views: "resized_crop_flip": a random 8 to 100 percent of the image, resized, mirrored half of the time
+                (Szegedy et al. 2015, the paper's choice); "crop_flip": resized to 8/7 of the size, a random crop of the
+                size, mirrored half of the time (the paper's choice for CIFAR-100); "crop": the same, never mirrored,
+                for classes that a mirror changes (digits).
+
+        Raises:
+            ValueError: unknown `views`.
+        """
+        if views not in VIEWS:
+            raise ValueError(f"views is {views!r}; legal: {', '.join(VIEWS)}")
+        size, interpolation = (self.height, self.width), INTERPOLATION[self.resample]
+        if views == "resized_crop_flip":
+            steps = [v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=interpolation, antialias=True)]
+        else:
+            steps = [v2.Resize(self._room_for_crops(), interpolation, antialias=True), v2.RandomCrop(size)]
+        if views != "crop":
+            steps.append(v2.RandomHorizontalFlip())
+        return v2.Compose([_to_pixels, *steps, self._normalize()])
+
+    def _room_for_crops(self) -> list[int]:
+        """`resize`, enlarged where it leaves a random crop less room than 8/7 of the size (256 for 224)."""
+        if len(self.resize) == 1:
+            return [max(self.resize[0], _eight_sevenths(max(self.height, self.width)))]
+        return [max(self.resize[0], _eight_sevenths(self.height)), max(self.resize[1], _eight_sevenths(self.width))]
+
+    def _normalize(self) -> "_Normalize":
+        return _Normalize(self.rescale, self.mean, self.std)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as mode "RGB", upright as its EXIF orientation says, transparency on white.
+
+    16-bit grey is scaled to 8 bits, not cut off. Mode "I" is read as 16 bits (this is how Pillow gives PGM and older
+    16-bit PNG files), mode "F" as 0..255 (Pillow's own convention).
+
+    Raises:
+        ValueError: the values of a mode "I" or "F" image fit neither, so that its white is unknown.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey_to_8_bits(image).convert("RGB")
+    if image.mode == "LAB":
+        # Older Pillow has no conversion for it.
+        lab_to_rgb = ImageCms.buildTransform(
+            ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
+        )
+        return ImageCms.applyTransform(image, lab_to_rgb)
+    if image.mode == "La":
+        image = image.convert("LA")  # the only way out of premultiplied grey
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _deep_grey_to_8_bits(image: Image.Image) -> Image.Image:
+    """Modes "I;16", "I;16B", .., "I" and "F" -> mode "L"."""
+    values = np.asarray(image).astype(np.float64)  # [H, W]
+    low, high = values.min(), values.max()
+    white = 255.0 if image.mode == "F" else 65535.0
+    # Floats within 0..1 most likely mean 1 for white, but a very dark image looks the same: not ours to guess.
+    unclear = image.mode == "F" and 0 < high <= 1
+    if unclear or not (low >= 0 and high <= white):
+        raise ValueError(
+            f"an image of mode {image.mode!r} holds values from {low:g} to {high:g}, expected 0 to {white:g}: "
+            "save it with 8 or 16 bits"
+        )
+    return Image.fromarray(np.round(values * (255.0 / white)).astype(np.uint8))
+
+
+def _to_pixels(image: Image.Image) -> torch.Tensor:
+    """Any PIL image -> uint8 [3, H, W]; contiguous, because resizing picks its kernel by the layout."""
+    return v2.functional.pil_to_tensor(to_rgb(image)).contiguous()
+
+
+class _CenterCrop:
+    """[3, H, W] -> its centre. Odd margins are rounded down as HuggingFace does; torchvision rounds to even."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        top, left = (pixels.shape[-2] - self.height) // 2, (pixels.shape[-1] - self.width) // 2
+        return pixels[..., top : top + self.height, left : left + self.width]
+
+
+class _Normalize:
+    """uint8 [3, H, W] -> float32: (x * rescale - mean) / std as (x - mean / rescale) / (std / rescale), in one pass."""
+
+    def __init__(self, rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        # In float32 from the start, as HuggingFace's processors do, for the same last bit.
+        self.mean = torch.tensor(mean)[:, None, None] * (1.0 / rescale)  # [3, 1, 1]
+        self.std = torch.tensor(std)[:, None, None] * (1.0 / rescale)  # [3, 1, 1]
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.to(torch.float32).sub_(self.mean).div_(self.std)
+
+
+def _eight_sevenths(side: int) -> int:
+    return round(side * 8 / 7)
+
+
+def _cannot_express(config: dict[str, Any], key: str) -> ValueError:
+    kind = config.get("image_processor_type", "the processor")
+    return ValueError(
+        f"cannot express {kind} with {key}={config.get(key)!r}: supported are resizing to height and width or to a "
+        "shortest_edge (nearest, lanczos, bilinear, bicubic), a centre crop, rescaling and normalising"
+    )
+
+
+def _sides(config: dict[str, Any], key: str) -> tuple[int, ...]:
+    """(height, width) or (shortest edge,) of a processor's size."""
+    size = config.get(key)
+    size = dict(size) if size else {}
+    if size.keys() == {"height", "width"}:
+        return size["height"], size["width"]
+    if size.keys() == {"shortest_edge"}:
+        return (size["shortest_edge"],)
+    raise _cannot_express(config, key)
+
+
+def _channels(config: dict[str, Any], key: str) -> tuple[float, ...]:
+    """A processor's mean or standard deviation: three numbers, or one for all channels."""
+    value = config.get(key)
+    if isinstance(value, (int, float)):
+        return (value,) * 3
+    if value is None or len(value) != 3:
+        raise _cannot_express(config, key)
+    return tuple(value)

@@ -1,0 +1,185 @@
+"""Finding a base model: folder, cache, hub, or one line that says why not. The hub is a stand-in."""
+
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from transformers import ViTImageProcessor
+
+from learnable_memory.bases import DEFAULT_BASE, SHIPPED_BASE, find_base, load_processor
+from learnable_memory.transforms import Preprocessing
+
+COMMIT = "0123456789" * 4
+FILES = {"config.json": "{}", "preprocessor_config.json": "{}", "model.safetensors": "weights"}
+SHARDS = {f"model-{part}-of-00002.safetensors": "weights" for part in ("00001", "00002")}
+INDEX = {"model.safetensors.index.json": json.dumps({"weight_map": {str(n): name for n, name in enumerate(SHARDS)}})}
+
+
+def write_cache(cache: Path, name: str, files: dict[str, str]) -> Path:
+    """A model in the layout of the HuggingFace cache; returns its snapshot."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    snapshot = folder / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        (snapshot / file).write_text(content)
+    return snapshot
+
+
+def stand_in_hub(monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+    """A hub whose every repository holds these files."""
+
+    def model_info(self: object, name: str, timeout: float) -> SimpleNamespace:
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
+
+    def snapshot_download(name: str, cache_dir: Path, allow_patterns: list[str]) -> str:
+        wanted = {file: text for file, text in files.items() if any(fnmatch(file, p) for p in allow_patterns)}
+        return str(write_cache(cache_dir, name, wanted))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens at the hub's address, and whoever waits to try again fails the test."""
+
+    def refuse_to_wait(seconds: float) -> None:
+        raise AssertionError("waited to try again")
+
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", refuse_to_wait)
+
+
+def test_names() -> None:
+    assert DEFAULT_BASE == "google/vit-base-patch32-224-in21k"
+    assert SHIPPED_BASE == "models/base-tiny"
+
+
+# -------------------------------------------------------------------------------------------------------------- folder
+def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert find_base("models/mine", tmp_path / "cache", download=False) == Path("models/mine")
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"folder {tmp_path} has no config.json; give a folder saved by"):
+        find_base(str(tmp_path))
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+@pytest.mark.parametrize("weights", [{"model.safetensors": ""}, {"pytorch_model.bin": ""}, SHARDS | INDEX])
+@pytest.mark.usefixtures("no_network")
+def test_what_the_cache_has_is_not_asked_for(tmp_path: Path, weights: dict[str, str]) -> None:
+    files = {"config.json": "{}", "preprocessor_config.json": "{}", **weights}
+    snapshot = write_cache(tmp_path, "someone/vit", files)
+    assert find_base("someone/vit", tmp_path, download=False) == snapshot
+    assert find_base("someone/vit", tmp_path, download=True) == snapshot
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model-00002-of-00002.safetensors", "model.safetensors.index.json"])
+def test_an_incomplete_cache_does_not_count(tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"config.json": "{}", "preprocessor_config.json": "{}", **SHARDS, **INDEX}
+    write_cache(tmp_path, "someone/vit", {name: text for name, text in files.items() if name != missing})
+    with pytest.raises(FileNotFoundError):
+        find_base("someone/vit", tmp_path, download=False)
+    stand_in_hub(monkeypatch, files)
+    assert (find_base("someone/vit", tmp_path) / missing).is_file()
+
+
+def test_a_processor_missing_from_the_cache_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`AutoModel.from_pretrained` leaves config and weights only."""
+    snapshot = write_cache(tmp_path, "someone/vit", {"config.json": "{}", "model.safetensors": ""})
+    assert find_base("someone/vit", tmp_path, download=False) == snapshot
+    stand_in_hub(monkeypatch, FILES)
+    assert (find_base("someone/vit", tmp_path) / "preprocessor_config.json").is_file()
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_cached_base_without_processor_works_without_network(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    snapshot = write_cache(tmp_path, "someone/vit", {"config.json": "{}", "model.safetensors": ""})
+    assert find_base("someone/vit", tmp_path) == snapshot
+    assert "in the cache without preprocessor_config.json, which could not be fetched" in caplog.text
+
+
+# ----------------------------------------------------------------------------------------------------------------- hub
+OTHERS = {"README.md": "", "flax_model.msgpack": "", "tf_model.h5": "", "optimizer.pt": "", ".gitattributes": ""}
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ({"model.safetensors", "pytorch_model.bin"}, {"model.safetensors"}),
+        ({"pytorch_model.bin"}, {"pytorch_model.bin"}),
+        ({*SHARDS, *INDEX, "pytorch_model.bin"}, {*SHARDS, *INDEX}),
+    ],
+)
+def test_only_what_is_needed_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: set[str], expected: set[str]
+) -> None:
+    base = {"config.json": "{}", "preprocessor_config.json": "{}"}
+    stand_in_hub(monkeypatch, base | OTHERS | {name: INDEX.get(name, "") for name in there})
+    folder = find_base("someone/vit", tmp_path)
+    assert {file.name for file in folder.iterdir()} == base.keys() | expected
+    assert find_base("someone/vit", tmp_path, download=False) == folder
+
+
+def test_a_repository_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_hub(monkeypatch, {"config.json": "{}", "flax_model.msgpack": ""})
+    with pytest.raises(FileNotFoundError, match=r"has neither model.safetensors nor pytorch_model.bin on the hub"):
+        find_base("someone/vit", tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- not found
+def check_message(caught: pytest.ExceptionInfo, name: str, cache: Path) -> None:
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"'{name}' is neither a folder, nor in the cache {cache}, nor reachable" in message
+    assert message.endswith("--base_model models/base-tiny")
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", [DEFAULT_BASE, "models/no-such-folder", "/no/such/folder", "a b"])
+def test_without_network_one_line_says_what_to_do(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        find_base(name, tmp_path)
+    check_message(caught, name, tmp_path)
+
+
+def test_with_downloading_off(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="downloading is off") as caught:
+        find_base(DEFAULT_BASE, tmp_path, download=False)
+    check_message(caught, DEFAULT_BASE, tmp_path)
+
+
+def test_long_errors_of_the_hub_are_cut_to_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def model_info(self: object, name: str, timeout: float) -> None:
+        raise OSError("404 Client Error.\n\nRepository Not Found\nPlease make sure ...")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    with pytest.raises(FileNotFoundError, match=r"\(OSError: 404 Client Error\.\)") as caught:
+        find_base("someone/vit", tmp_path)
+    check_message(caught, "someone/vit", tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- processor
+def test_processor_of_a_folder(tmp_path: Path) -> None:
+    saved = ViTImageProcessor(size=48, image_mean=[0.1, 0.2, 0.3], resample=3)
+    saved.save_pretrained(tmp_path)
+    loaded = load_processor(tmp_path)
+    assert Preprocessing.from_processor(loaded) == Preprocessing.from_processor(saved)
+    assert Preprocessing.from_processor(loaded).mean == (0.1, 0.2, 0.3)
+
+
+def test_folder_without_processor(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config.json; add the one") as caught:
+        load_processor(tmp_path)
+    assert str(tmp_path) in str(caught.value)

@@ -1,0 +1,302 @@
+"""Preprocessing: the base's own pixels for evaluation, random views for training, RGB from every PIL mode."""
+
+import hashlib
+import io
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import BeitImageProcessor, CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
+
+from learnable_memory.transforms import VIEWS, Preprocessing, to_rgb
+
+VIT = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+SQUARE = Preprocessing(16, 16, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def noise(height: int, width: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def processors() -> dict:
+    resamples = {name: ViTImageProcessor(**VIT, resample=number) for number, name in enumerate(("n", "l", "b", "c"))}
+    return {
+        **{f"ViT resample {name}": processor for name, processor in resamples.items()},
+        "ViT not square": ViTImageProcessor(size={"height": 12, "width": 20}),
+        "ViT old size": ViTImageProcessor(size=16),
+        "not normalised": ViTImageProcessor(size=16, do_normalize=False),
+        "not rescaled": ViTImageProcessor(size=16, do_rescale=False),
+        "one mean for all channels": ViTImageProcessor(size=16, image_mean=0.25, image_std=0.5),
+        "CLIP": CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        "CLIP odd margins": CLIPImageProcessor(size={"shortest_edge": 19}, crop_size={"height": 16, "width": 12}),
+        "BEiT, crop of a square": BeitImageProcessor(size=18, crop_size=15, do_center_crop=True),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+@pytest.mark.parametrize("name", processors())
+@pytest.mark.parametrize("shape", [(32, 32), (16, 16), (40, 23), (23, 41), (5, 7)])
+def test_eval_transform_gives_the_pixels_of_the_processor(name: str, shape: tuple[int, int]) -> None:
+    processor = processors()[name]
+    assert processor.backend == "torchvision"
+    expected = processor(images=noise(*shape), return_tensors="pt")["pixel_values"][0]
+    pixels = Preprocessing.from_processor(processor).eval_transform()(noise(*shape))
+    assert pixels.dtype == torch.float32
+    assert pixels.shape == expected.shape
+    # Rescaling alone is a multiplication there and a division here: one unit in the last place of values up to 1.
+    assert (pixels - expected).abs().max() <= 1e-6
+
+
+def test_from_processor_reads_every_number() -> None:
+    processor = CLIPImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 12}, resample=3)
+    processor.image_mean, processor.image_std, processor.rescale_factor = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 1 / 100
+    expected = Preprocessing(16, 12, "bicubic", 1 / 100, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), resize=(20,))
+    assert Preprocessing.from_processor(processor) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "processor"),
+    [
+        ("do_resize", ViTImageProcessor(do_resize=False)),
+        ("do_pad", ViTImageProcessor(do_pad=True, pad_size={"height": 300, "width": 300})),
+        ("resample", ViTImageProcessor(resample=4)),
+        ("size", ViTImageProcessor(size={"shortest_edge": 16})),
+        ("size", ViTImageProcessor(size={"shortest_edge": 16, "longest_edge": 32})),
+        ("crop_size", CLIPImageProcessor(crop_size={"shortest_edge": 16})),
+        ("crop_pct", ConvNextImageProcessor()),
+        ("image_mean", ViTImageProcessor(image_mean=[0.5])),
+    ],
+)
+def test_from_processor_names_the_key_it_cannot_express(key: str, processor: ViTImageProcessor) -> None:
+    with pytest.raises(ValueError, match=f"^cannot express {type(processor).__name__} with {key}="):
+        Preprocessing.from_processor(processor)
+
+
+# -------------------------------------------------------------------------------------------------- a value, as a file
+def test_round_trip_through_json_is_exact() -> None:
+    for processor in processors().values():
+        preprocessing = Preprocessing.from_processor(processor)
+        read_back = Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict())))
+        assert read_back == preprocessing
+        assert read_back.hash == preprocessing.hash
+
+
+def test_hash_sees_every_field_and_nothing_else() -> None:
+    changes = {
+        "height": 15,
+        "width": 15,
+        "resample": "bicubic",
+        "rescale": 1 / 256,
+        "mean": (0.5, 0.5, 0.4),
+        "std": (0.5, 0.5, 0.4),
+        "resize": (16,),
+    }
+    assert changes.keys() == SQUARE.to_dict().keys()
+    hashes = {replace(SQUARE, **{name: value}).hash for name, value in changes.items()} | {SQUARE.hash}
+    assert len(hashes) == len(changes) + 1
+    assert all(len(value) == 16 and int(value, 16) >= 0 for value in hashes)
+    same = Preprocessing(16, 16, "bilinear", 1 / 255, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], resize=[16, 16])
+    whole = Preprocessing(16, 16, "bilinear", 1, (0, 0, 0), (1, 1, 1))
+    assert same.hash == SQUARE.hash
+    assert whole.hash == Preprocessing(16, 16, "bilinear", 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).hash
+
+
+def test_hash_is_that_of_its_definition() -> None:
+    """Written down so that a later version cannot change it unnoticed: head files store it."""
+    text = (
+        '{"height":16,"mean":[0.5,0.5,0.5],"resample":"bilinear","rescale":0.00392156862745098,"resize":[16,16],'
+        '"std":[0.5,0.5,0.5],"width":16}'
+    )
+    assert SQUARE.hash == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resample": "cubic"}, "resample is 'cubic'; legal: nearest, bilinear, bicubic, lanczos"),
+        ({"height": 0}, "at least 1 pixel"),
+        ({"resize": (16, 16, 16)}, "resize is .shorter side,. or .height, width."),
+        ({"mean": (0.5,)}, "three numbers each"),
+        ({"std": (0.5, 0, 0.5)}, "without zeros"),
+        ({"rescale": 0}, "rescale must be positive"),
+        ({"resize": (15,)}, "crop of 16x16 is larger than the image resized to .15,."),
+        ({"resize": (16, 15)}, "larger than the image"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SQUARE, **change)
+
+
+def test_from_dict_names_missing_and_unknown_keys() -> None:
+    values = SQUARE.to_dict()
+    values["colour"] = values.pop("mean")
+    with pytest.raises(ValueError, match=r"missing: \['mean'\], unknown: \['colour'\]"):
+        Preprocessing.from_dict(values)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize("resize", [(16, 16), (18, 20), (16,), (24,)])
+def test_training_views_have_the_shape_and_range_of_the_base(views: str, resize: tuple[int, ...]) -> None:
+    transform = replace(SQUARE, width=12, resize=resize).train_transform(views)
+    for mode in ("RGB", "L", "P"):
+        pixels = transform(noise(30, 45).convert(mode))
+        assert pixels.shape == (3, 16, 12)
+        assert pixels.dtype == torch.float32
+        assert pixels.min() >= -1 and pixels.max() <= 1
+
+
+@pytest.mark.parametrize(("views", "mirrored"), [("resized_crop_flip", True), ("crop_flip", True), ("crop", False)])
+def test_only_the_flip_views_mirror(views: str, mirrored: bool) -> None:
+    ramp = np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (32, 1))  # dark left, bright right
+    transform = SQUARE.train_transform(views)
+    falling = [bool(view[0, 0, 0] > view[0, 0, -1]) for view in (transform(Image.fromarray(ramp)) for _ in range(40))]
+    assert any(falling) == mirrored
+    assert not all(falling)
+
+
+def test_crop_views_keep_seven_eighths_of_the_image() -> None:
+    """A ramp from 0 to 255: a crop of 14 of 16 pixels spans 7/8 of its values, wherever it lies."""
+    ramp = Image.fromarray(np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1)))
+    transform = replace(SQUARE, height=14, width=14, resize=(), mean=(0, 0, 0), std=(1, 1, 1)).train_transform("crop")
+    views = [transform(ramp) for _ in range(40)]
+    first = {round(float(view[0, 0, 0]) * 255) for view in views}
+    assert first == {0, 16, 32}  # the three places for 14 pixels in 16
+    assert all(round(float(view[0, 0, -1] - view[0, 0, 0]) * 255) == 13 * 16 for view in views)
+
+
+def test_unknown_views_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"views is 'mosaic'; legal: resized_crop_flip, crop_flip, crop$"):
+        SQUARE.train_transform("mosaic")
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_transforms_can_be_pickled(views: str) -> None:
+    """Where loader processes are not forked, they get their transform this way."""
+    image = noise(20, 20)
+    assert torch.equal(pickle.loads(pickle.dumps(SQUARE.eval_transform()))(image), SQUARE.eval_transform()(image))
+    assert pickle.loads(pickle.dumps(SQUARE.train_transform(views)))(image).shape == (3, 16, 16)
+
+
+# ----------------------------------------------------------------------------------------------------------------- RGB
+WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
+PALETTE = [*RED, 0, 255, 0, 0, 0, 255]
+
+
+def palette_image(index: int, transparent: int | bytes | None = None) -> Image.Image:
+    image = Image.new("P", (4, 4), index)
+    image.putpalette(PALETTE)
+    if transparent is not None:
+        image.info["transparency"] = transparent
+    return image
+
+
+def transparent_palette_image() -> Image.Image:
+    image = Image.new("PA", (4, 4), (0, 0))
+    image.putpalette(PALETTE)
+    return image
+
+
+def with_transparency(image: Image.Image, colour: int | tuple[int, ...]) -> Image.Image:
+    image.info["transparency"] = colour
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("1", (4, 4), 1), WHITE),
+        (Image.new("L", (4, 4), 77), (77, 77, 77)),
+        (Image.new("RGB", (4, 4), (1, 2, 3)), (1, 2, 3)),
+        (Image.new("RGBX", (4, 4), (1, 2, 3, 0)), (1, 2, 3)),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 255)), RED),
+        (Image.new("RGBA", (4, 4), (255, 0, 0, 0)), WHITE),
+        (Image.new("RGBA", (4, 4), (0, 0, 0, 51)), (204, 204, 204)),  # a fifth of black on white
+        (Image.new("RGBA", (4, 4), (0, 0, 0, 51)).convert("RGBa"), (204, 204, 204)),
+        (Image.new("LA", (4, 4), (0, 51)), (204, 204, 204)),
+        (Image.new("LA", (4, 4), (0, 51)).convert("La"), (204, 204, 204)),
+        (palette_image(0).convert("PA"), RED),
+        (transparent_palette_image(), WHITE),
+        (palette_image(0), RED),
+        (palette_image(2), (0, 0, 255)),
+        (palette_image(0, transparent=0), WHITE),
+        (palette_image(0, transparent=1), RED),
+        (palette_image(0, transparent=bytes([0, 255, 255])), WHITE),
+        (with_transparency(Image.new("RGB", (4, 4), BLACK), BLACK), WHITE),
+        (with_transparency(Image.new("L", (4, 4), 0), 0), WHITE),
+        (Image.new("CMYK", (4, 4), (0, 255, 255, 0)), RED),
+        (Image.new("CMYK", (4, 4), (0, 0, 0, 255)), BLACK),
+        (Image.new("YCbCr", (4, 4), (128, 128, 128)), (128, 128, 128)),
+        (Image.new("HSV", (4, 4), (0, 255, 255)), RED),
+        (Image.new("I;16", (4, 4), 65535), WHITE),
+        (Image.new("I;16", (4, 4), 257 * 100), (100, 100, 100)),
+        (Image.new("I;16B", (4, 4), 257 * 100), (100, 100, 100)),
+        (Image.new("I;16L", (4, 4), 257 * 100), (100, 100, 100)),
+        (Image.new("I;16N", (4, 4), 257 * 100), (100, 100, 100)),
+        (Image.new("I", (4, 4), 257 * 100), (100, 100, 100)),
+        (Image.new("F", (4, 4), 100.2), (100, 100, 100)),
+        (Image.new("F", (4, 4), 0.0), BLACK),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
+)
+def test_every_mode_becomes_rgb(image: Image.Image, expected: tuple[int, int, int]) -> None:
+    converted = to_rgb(image)
+    assert converted.mode == "RGB"
+    assert converted.size == (4, 4)
+    assert set(converted.get_flattened_data()) == {expected}
+
+
+@pytest.mark.parametrize(("lab", "expected"), [((255, 128, 128), WHITE), ((0, 128, 128), BLACK)])
+def test_lab_becomes_rgb(lab: tuple[int, int, int], expected: tuple[int, int, int]) -> None:
+    converted = to_rgb(Image.new("LAB", (4, 4), lab))
+    assert converted.mode == "RGB"
+    assert np.abs(np.array(converted).astype(int) - expected).max() <= 1  # a and b have no exact zero in 8 bits
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (
+            Image.new("I", (2, 2), 65536),
+            "mode 'I' holds values from 65536 to 65536, expected 0 to 65535: save it with 8",
+        ),
+        (Image.new("I", (2, 2), -1), "from -1 to -1"),
+        (Image.new("F", (2, 2), 255.5), "mode 'F' holds values from 255.5 to 255.5, expected 0 to 255"),
+        (Image.new("F", (2, 2), 0.5), "from 0.5 to 0.5"),
+        (Image.new("F", (2, 2), float("nan")), "from nan to nan"),
+    ],
+)
+def test_grey_of_unknown_white_is_refused(image: Image.Image, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_rgb(image)
+
+
+@settings(max_examples=30, deadline=None)
+@given(value=st.integers(0, 255))
+def test_16_bit_grey_is_8_bit_grey_times_257(value: int) -> None:
+    assert to_rgb(Image.new("I;16", (1, 1), value * 257)).getpixel((0, 0)) == (value, value, value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (2, (7, 0)), (3, (7, 7)), (6, (7, 0)), (8, (0, 7))])
+def test_exif_orientation_is_applied(kind: str, mode: str, orientation: int, corner: tuple[int, int]) -> None:
+    """A white block in the stored upper left corner appears where the orientation puts it."""
+    image = Image.new(mode, (8, 8))
+    image.paste("white", (0, 0, 4, 4))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    image.save(file, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    with Image.open(file) as stored:
+        stored.load()
+    upright = to_rgb(stored)
+    white = [(x, y) for x in (0, 7) for y in (0, 7) if upright.getpixel((x, y))[0] > 128]
+    assert white == [corner]

@@ -1,0 +1,721 @@
+"""A Vision Transformer with learnable memory: many heads on one frozen base, answered in one forward pass.
+
+Sandler, Zhmoginov, Vladymyrov, Jackson: Fine-tuning Image Transformers using Learnable Memory. CVPR 2022,
+arXiv 2203.15243.
+
+Nothing that a head adds is ever seen by the base's tokens, so the model runs in two streams. The *base stream* is the
+stock HuggingFace ViT, frozen and without autograd. The *task stream* carries one class token per head; in each layer
+its queries meet the keys and values that the base stream has just computed, its own, and those of its memory.
+
+    B images          T heads with a class token    D width            L layers
+    P patches         k heads of a mask             H attention heads  C classes of a head
+    N base tokens     m memory tokens of one head   d = D / H          M memory tokens of all T heads in a layer
+"""
+
+import copy
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import ViTForImageClassification, ViTModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_attention_forward
+
+from learnable_memory import heads as head_files
+from learnable_memory.heads import HeadSpec
+
+__all__ = ["MemoryCapableViT", "SelfAttentionWithMemory", "build_attention_mask"]
+
+
+# ===================================================================================================== who sees what
+def ancestors_of(parents: Sequence[Iterable[int]]) -> list[list[int]]:
+    """For each head the heads that it extends and those that they extend, sorted (transitive closure).
+
+    Raises ValueError if an index is no head or the graph has a cycle.
+    """
+    for head, extended in enumerate(parents):
+        for parent in extended:
+            if not 0 <= parent < len(parents):
+                raise ValueError(f"Head {head} extends {parent}, but the heads are 0 to {len(parents) - 1}.")
+    closed: dict[int, set[int]] = {}
+
+    def close(head: int, path: tuple[int, ...]) -> set[int]:
+        if head in path:
+            raise ValueError(f"Heads cannot extend each other in a circle: {' -> '.join(map(str, (*path, head)))}.")
+        if head not in closed:
+            closed[head] = set().union(*({parent} | close(parent, (*path, head)) for parent in parents[head]))
+        return closed[head]
+
+    return [sorted(close(head, ())) for head in range(len(parents))]
+
+
+def build_attention_mask(
+    patches: int, memory_tokens_list: Sequence[int], extension: bool | Sequence[Iterable[int]] = False
+) -> Tensor:
+    """The attention mask of the paper's Table 1, for all tokens in one joint attention.
+
+    Rows are queries, columns keys, in the order INP (`patches`), CLS, C_1..C_k | M_1..M_k. INP and CLS see INP and CLS;
+    C_i sees INP, CLS, itself and M_i, and with extension also C_j and M_j of every head j that it is built on.
+
+    Args:
+        patches: P, the number of patches.
+        memory_tokens_list: memory tokens of each of the k heads; 0 is legal.
+        extension: False (concatenation), True (each head extends all before it), or for each head the indices of the
+            heads that it extends; those that they extend are added.
+
+    Returns:
+        float32 [1, P + 1 + k, P + 1 + k + sum(m)], 0 where a query sees a key and -inf where it does not; to be
+        added to the scores before the softmax.
+    """
+    if patches < 0 or any(count < 0 for count in memory_tokens_list):
+        raise ValueError(f"Counts cannot be negative, got patches={patches}, memory tokens {list(memory_tokens_list)}.")
+    k = len(memory_tokens_list)
+    if isinstance(extension, bool):
+        parents: list[Iterable[int]] = [range(i) if extension else () for i in range(k)]
+    else:
+        parents = list(extension)
+        if len(parents) != k:
+            raise ValueError(f"extension names the parents of {len(parents)} heads, but there are {k}.")
+    base = patches + 1
+    ends = [base + k + sum(memory_tokens_list[: i + 1]) for i in range(k)]
+    mask = torch.full((1, base + k, base + k + sum(memory_tokens_list)), float("-inf"))
+    mask[:, :, :base] = 0
+    for i, ancestors in enumerate(ancestors_of(parents)):
+        for j in (*ancestors, i):
+            mask[:, base + i, base + j] = 0
+            mask[:, base + i, ends[j] - memory_tokens_list[j] : ends[j]] = 0
+    return mask
+
+
+class TaskGraph:
+    """Which memory and which other class tokens each class token sees, as padded index tensors.
+
+    Every row has as many entries as its head needs, padded to the longest, so work grows with the number of heads and
+    of edges and never with heads x all memories.
+    """
+
+    def __init__(self, specs: Sequence[HeadSpec], device: torch.device) -> None:
+        """`specs` of all T heads of a pass, each after those that it extends."""
+        names, memory_tokens = [spec.name for spec in specs], [spec.memory_tokens for spec in specs]
+        ancestors = ancestors_of([[names.index(parent) for parent in spec.extends] for spec in specs])
+        ends = [sum(memory_tokens[: i + 1]) for i in range(len(memory_tokens))]
+        own = [list(range(end - m, end)) for end, m in zip(ends, memory_tokens, strict=True)]
+        self.memory = _padded(own, device)  # [T, m_max], into the M memory tokens
+        self.inherited_classes = _padded(ancestors, device)  # [T, a_max], into the T class tokens
+        self.inherited_memory = _padded([[cell for j in row for cell in own[j]] for row in ancestors], device)
+        normed = [spec.memory_norm for spec in specs for _ in range(spec.memory_tokens)]
+        self.normed = torch.tensor(normed, dtype=torch.bool, device=device)  # [M], memory that takes the layer norm
+        self.all_normed, self.any_normed = all(normed), any(normed)
+
+    def visible(self, weights: Tensor, head: int, base_tokens: int) -> Tensor:
+        """The row of one head in `attend`'s weights without padding: [B, H, T, x] -> [B, H, 1, columns]."""
+        parts = (self.inherited_classes, None, self.inherited_memory, self.memory)
+        real = [torch.ones(1, dtype=torch.bool) if part is None else part.mask[head].cpu() == 0 for part in parts]
+        keep = torch.cat([torch.ones(base_tokens, dtype=torch.bool), *real]).to(weights.device)
+        return weights[:, :, head : head + 1, keep]
+
+
+class Padded(NamedTuple):
+    """Rows of different lengths as a rectangle: `index` int64 and `mask` float32 (0, or -inf for padding), [T, x]."""
+
+    index: Tensor
+    mask: Tensor
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Padded:
+    longest = max(map(len, rows), default=0)
+    index = [list(row) + [0] * (longest - len(row)) for row in rows]
+    mask = [[0.0] * len(row) + [float("-inf")] * (longest - len(row)) for row in rows]
+    shape = (len(rows), longest)  # also where a side is 0
+    return Padded(
+        torch.tensor(index, dtype=torch.long, device=device).view(shape), torch.tensor(mask, device=device).view(shape)
+    )
+
+
+# ========================================================================================================= attention
+def _split(x: Tensor, attention: ViTAttention) -> Tensor:
+    """[..., N, D] -> [..., H, N, d]"""
+    return x.unflatten(-1, (-1, attention.head_dim)).transpose(-3, -2)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension, in float32 at least, as the eager attention of the base does it."""
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+
+
+class SelfAttentionWithMemory(ViTAttention):
+    """One attention layer in joint form: all tokens ask; all tokens and the memory are asked (paper, section 3).
+
+    This is the method as the paper writes it, for reading, for methods that let base tokens see memory, and as what the
+    two streams must equal. Memory has keys and values and no queries.
+    """
+
+    @classmethod
+    def from_attention(cls, attention: ViTAttention) -> "SelfAttentionWithMemory":
+        """The joint form of a stock layer, sharing its weights."""
+        joint = cls(attention.config)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(joint, name, getattr(attention, name))
+        return joint
+
+    def forward(
+        self, hidden_states: Tensor, memory: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            hidden_states: [B, N, D], after the layer norm.
+            memory: [M, D] or [B, M, D], after the layer norm or not: that is the caller's choice. None for none.
+            attention_mask: added to the scores, broadcastable to [B, N, N + M], as from `build_attention_mask`.
+
+        Returns:
+            The layer's output [B, N, D] and the attention weights [B, H, N, N + M].
+        """
+        keys_from = hidden_states
+        if memory is not None:
+            if memory.shape[-1] != hidden_states.shape[-1]:
+                raise ValueError(f"Memory is {memory.shape[-1]} wide, but the layer is {hidden_states.shape[-1]} wide.")
+            memory = memory.to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+            keys_from = torch.cat([hidden_states, memory], dim=1)  # [B, N + M, D]
+        query = _split(self.q_proj(hidden_states), self)  # [B, H, N, d]
+        key, value = (_split(projection(keys_from), self) for projection in (self.k_proj, self.v_proj))
+        scores = query @ key.transpose(-1, -2) * self.scaling  # [B, H, N, N + M]
+        if attention_mask is not None:
+            scores = scores + attention_mask.to(scores).unsqueeze(-3)
+        weights = _softmax(scores)
+        return self.o_proj((weights @ value).transpose(1, 2).flatten(2)), weights
+
+
+def attend(
+    attention: ViTAttention, query: Tensor, base: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor],
+    memory: tuple[Tensor, Tensor], graph: TaskGraph,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Attention of the class tokens over the base's tokens, themselves, what they inherit, and their memory.
+
+    What is inherited is detached: a head's loss never reaches the heads that it extends.
+
+    Args:
+        query: [B, H, T, d]
+        base, own, memory: keys and values, [B, H, N, d], [B, H, T, d] and [H, M, d] each.
+
+    Returns:
+        Values [B, H, T, d], and weights [B, H, T, N + a_max + 1 + s_max + m_max] with 0 at the padding.
+    """
+    query = query * attention.scaling
+    scores = [query @ base[0].transpose(-1, -2)]  # [B, H, T, N]
+    mixes = [lambda weights: weights @ base[1]]
+
+    def ask(columns: Padded, key: Tensor, value: Tensor, pairs: str) -> None:
+        """Each class token asks the tokens that `columns.index` lists for it; key, value [.., tokens, d]."""
+        if columns.index.shape[1]:
+            key, value = key[..., columns.index, :], value[..., columns.index, :]  # [.., T, x, d]
+            scores.append(torch.einsum(f"bhtd,{pairs}->bhtx", query, key) + columns.mask.to(query.dtype))
+            mixes.append(lambda weights: torch.einsum(f"bhtx,{pairs}->bhtd", weights, value))
+
+    ask(graph.inherited_classes, own[0].detach(), own[1].detach(), "bhtxd")
+    scores.append((query * own[0]).sum(-1, keepdim=True))  # [B, H, T, 1]
+    mixes.append(lambda weights: weights * own[1])
+    ask(graph.inherited_memory, memory[0].detach(), memory[1].detach(), "htxd")
+    ask(graph.memory, *memory, "htxd")
+
+    weights = _softmax(torch.cat(scores, dim=-1))
+    parts = weights.split([score.shape[-1] for score in scores], dim=-1)
+    return sum(mix(part) for mix, part in zip(mixes, parts, strict=True)), weights
+
+
+# ============================================================================================================= heads
+class Head(nn.Module):
+    """The parameters of one head: class token [D], memory [m, D] per layer, and a linear classifier of C classes."""
+
+    def __init__(self, spec: HeadSpec, width: int, layers: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.class_token = nn.Parameter(torch.empty(width)) if spec.class_token else None
+        shapes = [(spec.memory_tokens, width)] * (layers if spec.memory_tokens else 0)
+        self.memory = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
+        self.classifier = nn.Linear(width, spec.num_labels)
+
+    @torch.no_grad()
+    def initialise(self, base_class_token: Tensor, std: float, generator: torch.Generator | None = None) -> None:
+        """Memory and weight N(0, std^2), bias 0, class token a copy of the base's (paper, section 3)."""
+        if self.class_token is not None:
+            self.class_token.copy_(base_class_token.view(-1))
+        for parameter in (*self.memory, self.classifier.weight):
+            # Drawn on the CPU, so that a seed means the same head on every device.
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        self.classifier.bias.zero_()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Under the names of a head file (see learnable_memory/heads.py)."""
+        found = {"classifier.weight": self.classifier.weight, "classifier.bias": self.classifier.bias}
+        if self.class_token is not None:
+            found["class_token"] = self.class_token
+        if self.memory:
+            found["memory"] = torch.stack(tuple(self.memory))
+        return {name: tensor.detach().float() for name, tensor in found.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The reverse of `tensors`; shapes were checked by the reader of the file."""
+        self.classifier.weight.copy_(tensors["classifier.weight"])
+        self.classifier.bias.copy_(tensors["classifier.bias"])
+        if self.class_token is not None:
+            self.class_token.copy_(tensors["class_token"])
+        for parameter, values in zip(self.memory, tensors.get("memory", ()), strict=True):
+            parameter.copy_(values)
+
+    def _apply(self, fn, recurse: bool = True):
+        """Follow the base to other devices, but not to float16 or bfloat16: heads are float32 always."""
+
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+        return super()._apply(keep_precision, recurse)
+
+
+# ======================================================================================================= base stream
+BASE_NAMES = {
+    "attention_norm": "layernorm_before", "query": "attention.q_proj", "key": "attention.k_proj",
+    "value": "attention.v_proj", "output": "attention.o_proj", "mlp_norm": "layernorm_after",
+    "mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2",
+}  # fmt: skip
+
+
+def base_tensors(vit: ViTModel) -> dict[str, Tensor]:
+    """The encoder's embeddings, layers and final norm under our own names, which outlive renamings in transformers."""
+    modules = {"patches": vit.embeddings.patch_embeddings.projection, "norm": vit.layernorm}
+    for index, layer in enumerate(vit.layers):
+        modules |= {f"layers.{index}.{ours}": layer.get_submodule(theirs) for ours, theirs in BASE_NAMES.items()}
+    tensors = {f"{name}.{leaf}": value for name, module in modules.items() for leaf, value in module.named_parameters()}
+    return tensors | {"class_token": vit.embeddings.cls_token, "positions": vit.embeddings.position_embeddings}
+
+
+class BaseLayer(NamedTuple):
+    """One layer of the base stream: what enters it, what the task stream needs of it, and what leaves it."""
+
+    inputs: Tensor  # [B, N, D]
+    key: Tensor  # [B, H, N, d]
+    value: Tensor  # [B, H, N, d]
+    hidden: Tensor | None  # [B, N, D]; None where the stream ended at the keys and values
+    class_row: Tensor | None  # [B, H, 1, N], the attention of the base class token, if asked for
+
+
+@dataclass
+class Trace:
+    """What a caller asked to see of a stream on its way through the layers."""
+
+    want_states: bool
+    want_rows: bool
+    states: list[Tensor] = field(default_factory=list)  # L + 1 of [B, tokens, D]
+    rows: list[Tensor] = field(default_factory=list)  # L of [B, H, queries, columns]
+
+    def keep(self, state: Tensor | None, row: Tensor | None = None) -> None:
+        """Keep a state, and the attention of the layer that it enters, as far as they were asked for."""
+        if self.want_states and state is not None:
+            self.states.append(state)
+        if self.want_rows and row is not None:
+            self.rows.append(row)
+
+
+def run_base_layer(layer: ViTLayer, hidden: Tensor, mask, stop_at_keys: bool, want_row: bool) -> BaseLayer:
+    """One stock layer, step by step, so that its keys and values can be handed on; bit for bit the stock result."""
+    attention = layer.attention
+    normed = layer.layernorm_before(hidden)  # [B, N, D]
+    key, value = _split(attention.k_proj(normed), attention), _split(attention.v_proj(normed), attention)
+    if stop_at_keys:
+        return BaseLayer(hidden, key, value, None, None)
+    query = _split(attention.q_proj(normed), attention)
+    backend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+    dropout = attention.attention_dropout if attention.training else 0.0
+    context, _ = backend(attention, query, key, value, mask, dropout=dropout, scaling=attention.scaling)
+    row = None
+    if want_row:  # from its query, since fused backends keep no weights
+        row = _softmax(query[:, :, :1] @ key.transpose(-1, -2) * attention.scaling)
+    outputs = layer.dropout(attention.o_proj(context.flatten(2))) + hidden
+    outputs = layer.dropout(layer.mlp(layer.layernorm_after(outputs))) + outputs
+    return BaseLayer(hidden, key, value, outputs, row)
+
+
+# ============================================================================================================= model
+class MemoryCapableViT(ViTForImageClassification):
+    """A HuggingFace ViT and any number of heads on it.
+
+    The base's modules, parameter names and configuration are the stock ones; heads live under the prefix `heads.`. The
+    base is frozen and in eval mode from the start, so `train()` affects heads only.
+
+    Attributes:
+        heads: ModuleDict, name -> Head, in the order in which they were added.
+        fingerprint: SHA-256 of the base's encoder as it was loaded (`base_tensors`); heads fit this base only.
+        base_id: what the base was loaded from: a name on the hub, or a folder.
+    """
+
+    _keep_in_fp32_modules_strict = ["heads"]
+    # Other uses of the same encoder (pooled features, masked images) leave these; no answer depends on them.
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token", r"^decoder\."]
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        record = getattr(config, "learnable_memory", None) or {}
+        self.fingerprint: str | None = record.get("fingerprint")
+        self.base_id: str | None = record.get("base_id")
+        self.heads = nn.ModuleDict()
+        self._graphs: dict[tuple, TaskGraph] = {}
+        self.requires_grad_(False)
+        for spec in record.get("heads", ()):
+            self.add_head(**spec)
+        self.train()
+
+    # ------------------------------------------------------------------------------------------------- base and disk
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, dtype=None, **kwargs):
+        """Load any HuggingFace ViT checkpoint, old or new key names, with the heads that `save_pretrained` put there.
+
+        As in HuggingFace, with two differences: `dtype` is float32 unless told otherwise, whatever the file holds, and
+        a key that is missing or unexpected is an error. A checkpoint without a classifier gets none: no `"base"` entry.
+        Heads arrive frozen; `train_only` wakes them.
+
+        Raises ValueError for missing or unexpected keys, OSError if there is no such checkpoint.
+        """
+        dtype = kwargs.pop("torch_dtype", None) or dtype
+        want_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"dtype": torch.float32, "output_loading_info": True}  # the fingerprint is taken before any cast
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+        if missing and missing == {name for name in model.state_dict() if name.startswith("classifier.")}:
+            missing = set()
+            model.classifier, model.num_labels, model.config.num_labels = nn.Identity(), 0, 0
+        if missing or unexpected:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is not a whole ViT checkpoint. "
+                f"Missing: {sorted(missing) or 'nothing'}; unexpected: {sorted(unexpected) or 'nothing'}."
+            )
+        if model.fingerprint is None:
+            model.fingerprint = head_files.content_hash(base_tensors(model.vit))
+            model.base_id = str(pretrained_model_name_or_path)
+        model.requires_grad_(False).eval()
+        if dtype == "auto":  # what the config on disk says; the loaded one says float32
+            hub = ("cache_dir", "revision", "token", "local_files_only", "subfolder", "force_download")
+            where = {key: kwargs[key] for key in hub if key in kwargs}
+            dtype = cls.config_class.from_pretrained(pretrained_model_name_or_path, **where).dtype
+        if dtype is not None:
+            model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        return (model, info) if want_info else model
+
+    @classmethod
+    def from_base(cls, base: ViTForImageClassification | ViTModel) -> "MemoryCapableViT":
+        """Put heads on a model that is already there. Its modules are shared, not copied, and are frozen from now on.
+
+        The fingerprint is taken from the values as they are, so a base cast to bfloat16 before this call is not the
+        base on disk any more: load it with `from_pretrained(..., dtype=torch.bfloat16)` instead.
+        """
+        if not isinstance(base, (ViTForImageClassification, ViTModel)):
+            raise TypeError(f"from_base takes a ViTForImageClassification or a ViTModel, got {type(base).__name__}.")
+        config = copy.deepcopy(base.config)
+        config.learnable_memory = None
+        with torch.device("meta"):
+            model = cls(config)
+        model.vit = base if isinstance(base, ViTModel) else base.vit
+        model.classifier = getattr(base, "classifier", nn.Identity())
+        model.fingerprint = getattr(base, "fingerprint", None) or head_files.content_hash(base_tensors(model.vit))
+        model.base_id = getattr(base, "base_id", None) or base.config.name_or_path
+        model.requires_grad_(False)
+        return model.train(base.training)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in HuggingFace; the heads and the base's fingerprint are recorded in the config, so that they return."""
+        specs = [dataclasses.asdict(head.spec) for head in self.heads.values()]
+        self.config.learnable_memory = {"fingerprint": self.fingerprint, "base_id": self.base_id, "heads": specs}
+        return super().save_pretrained(save_directory, **kwargs)
+
+    @property
+    def has_base_classifier(self) -> bool:
+        """Whether the base has answers of its own."""
+        return isinstance(self.classifier, nn.Linear)
+
+    def train(self, mode: bool = True):
+        """As in torch, but a frozen base stays in eval mode: its dropout must not disturb what heads build on."""
+        super().train(mode)
+        for module in (self.vit, self.classifier):
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
+
+    # --------------------------------------------------------------------------------------------------------- heads
+    @property
+    def head_names(self) -> list[str]:
+        """Names of the heads, in the order in which they were added; `"base"` is not among them."""
+        return list(self.heads)
+
+    def add_head(
+        self, name: str, num_labels: int, memory_tokens: int = 1, extends: Sequence[str] = (), memory_norm: bool = True,
+        std: float = 0.02, *, class_token: bool = True, metadata: Mapping | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[nn.Parameter]:  # fmt: skip
+        """Add a new head. Heads that it extends, and those that they extend, are frozen.
+
+        Args: as in `HeadSpec`; `std` of the initial memory and classifier; `generator` (on the CPU) draws them.
+
+        Returns:
+            Its parameters: [class token [D], memory [m, D] of each layer.., weight [C, D], bias [C]].
+
+        Raises ValueError if the name is taken or not legal, an extended head is unknown, or a count is negative.
+        """
+        if isinstance(extends, str):
+            raise TypeError(f"extends takes a sequence of names, got the string {extends!r}; write ({extends!r},).")
+        spec = HeadSpec(name, num_labels, memory_tokens, tuple(extends), memory_norm, class_token, dict(metadata or {}))
+        if not std >= 0:
+            raise ValueError(f"std must be 0 or more, got {std}.")
+        if name in self.heads:
+            raise ValueError(f"There is a head {name} already. Take another name, or remove_head({name!r}) first.")
+        self._check_parents(spec)
+        head = Head(spec, self.config.hidden_size, self.config.num_hidden_layers)
+        position = self.vit.embeddings.position_embeddings
+        head = head.to(position.device, torch.promote_types(position.dtype, torch.float32))
+        if position.device.type != "meta":
+            head.initialise(self.vit.embeddings.cls_token, std, generator)
+        self.heads[name] = head
+        self._graphs.clear()
+        for ancestor in self._with_ancestors([name])[:-1]:
+            self.heads[ancestor].requires_grad_(False)
+        return list(head.parameters())
+
+    def _check_parents(self, spec: HeadSpec) -> None:
+        unknown = [parent for parent in spec.extends if parent not in self.heads]
+        if unknown:
+            raise ValueError(
+                f"{spec.name} cannot extend {', '.join(unknown)}: no such head here. "
+                f"Add or load it first; the heads are: {', '.join(self.heads) or 'none'}."
+            )
+        probes = [parent for parent in spec.extends if not self.heads[parent].spec.class_token]
+        if probes:
+            raise ValueError(f"{spec.name} cannot extend {', '.join(probes)}: a linear probe has nothing to be seen.")
+
+    def remove_head(self, name: str) -> None:
+        """Take a head out. Raises KeyError if there is none, ValueError if other heads extend it."""
+        self._head(name)
+        children = [child for child, head in self.heads.items() if name in head.spec.extends]
+        if children:
+            raise ValueError(f"{name} cannot be removed: {', '.join(children)} extend it. Remove those first.")
+        del self.heads[name]
+        self._graphs.clear()
+
+    def train_only(self, names: Iterable[str]) -> list[nn.Parameter]:
+        """Make the parameters of these heads, and no others, trainable, and return them."""
+        chosen = [self._head(name) for name in names]
+        self.requires_grad_(False)
+        return [parameter.requires_grad_(True) for head in chosen for parameter in head.parameters()]
+
+    def concatenate(self, other: "MemoryCapableViT") -> None:
+        """Copy all heads of `other` into this model; each goes on answering as before.
+
+        Raises ValueError if `other` has another base or a name is taken; then nothing is changed.
+        """
+        if not isinstance(other, MemoryCapableViT):
+            raise TypeError(f"concatenate takes a MemoryCapableViT, got {type(other).__name__}.")
+        if other.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"The models have different bases: {self.base_id} ({self.fingerprint}) here, {other.base_id} "
+                f"({other.fingerprint}) there. Heads can only be put together on the base that they were trained on."
+            )
+        taken = [name for name in other.heads if name in self.heads]
+        if taken:
+            raise ValueError(f"Both models have a head {', '.join(taken)}. Rename or remove it in one of them.")
+        device = self.vit.embeddings.cls_token.device
+        for name, head in other.heads.items():
+            self.heads[name] = copy.deepcopy(head).to(device)
+        self._graphs.clear()
+
+    def save_head(self, name: str, path: str | os.PathLike, metadata: Mapping | None = None) -> None:
+        """Write one head as a file of its own (`learnable_memory.heads`). `metadata` is added to the head's own."""
+        head = self._head(name)
+        parents = [
+            {"name": parent, "hash": head_files.content_hash(self.heads[parent].tensors())}
+            for parent in head.spec.extends
+        ]
+        spec = dataclasses.replace(head.spec, metadata={**head.spec.metadata, **(metadata or {})})
+        base = {"id": self.base_id, "fingerprint": self.fingerprint}
+        size = self.config.hidden_size, self.config.num_hidden_layers
+        head_files.save(path, head.tensors(), head_files.describe(spec, base, *size, parents))
+
+    def load_head(self, path: str | os.PathLike) -> str:
+        """Add the head in a file, frozen, and return its name.
+
+        Raises FileNotFoundError or ValueError, as `learnable_memory.heads.load`; ValueError if it belongs to another
+        base, its name is taken, or a head that it extends is absent or not the one that it was trained on.
+        """
+        file = head_files.load(path)
+        size = self.config.hidden_size, self.config.num_hidden_layers
+        head_files.check_base(file.metadata, self.fingerprint, *size, where=str(path))
+        for parent in file.metadata["extends"]:
+            here = self.heads[parent["name"]].tensors() if parent["name"] in self.heads else None
+            if here is None or head_files.content_hash(here) != parent["hash"]:
+                what = "is not loaded" if here is None else "is loaded with other weights"
+                raise ValueError(f"{path} extends the head {parent['name']}, which {what}. Load that one's file first.")
+        spec = head_files.spec_of(file.metadata)
+        self.add_head(**{**dataclasses.asdict(spec), "std": 0.0})
+        self.heads[spec.name].load(file.tensors)
+        self.heads[spec.name].requires_grad_(False)
+        return spec.name
+
+    def _head(self, name: str) -> Head:
+        if name not in self.heads:
+            raise KeyError(f"There is no head {name!r}. The heads are: {', '.join(self.heads) or 'none'}.")
+        return self.heads[name]
+
+    def _with_ancestors(self, names: Iterable[str]) -> list[str]:
+        """These heads and all that they are built on, in the model's order: ancestors always stand before them."""
+        wanted = set(names)
+        for name in reversed(self.head_names):
+            if name in wanted:
+                wanted.update(self.heads[name].spec.extends)
+        return [name for name in self.heads if name in wanted]
+
+    # ------------------------------------------------------------------------------------------------------- forward
+    def forward(
+        self, pixel_values: Tensor, heads: Sequence[str] | None = None, with_base: bool = True,
+        labels: Mapping[str, Tensor] | None = None, interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool = False, output_attentions: bool = False,
+    ) -> dict[str, ImageClassifierOutput]:  # fmt: skip
+        """Answer all tasks in one pass.
+
+        Args:
+            pixel_values: [B, channels, height, width], normalised as the base was trained; cast to the base's dtype.
+            heads: the heads to answer; None for all. What they are built on is computed and not returned.
+            with_base: also the base's own answer, if it has a classifier. Without it, and if no linear probe asks, the
+                base stream ends at the last layer's keys and values.
+            labels: head -> targets, int64 [B]; fills `loss`, the mean cross entropy.
+            interpolate_pos_encoding: allow other image sizes than the base's own.
+            output_hidden_states: `"base"`: [B, N, D] after the embeddings and each layer, as HuggingFace. A head: its
+                class token [B, 1, D] likewise.
+            output_attentions: per layer, the row of the class token. `"base"`: [B, H, 1, N]. A head: [B, H, 1, columns]; the
+                columns are the N base tokens in HuggingFace's order (class token first), the class tokens of its
+                ancestors and its own, the memory of its ancestors and its own.
+
+        Returns:
+            Mapping head name -> ImageClassifierOutput, `"base"` first; `logits` are [B, C], float32 for heads.
+
+        Raises KeyError for an unknown head, ValueError for labels of a head that does not answer.
+        """
+        names = self.head_names if heads is None else [self._head(name).spec.name for name in dict.fromkeys(heads)]
+        with_base = with_base and self.has_base_classifier
+        labels = labels or {}
+        silent = [name for name in labels if name not in names and not (name == "base" and with_base)]
+        if silent:
+            raise ValueError(f"There are labels for {', '.join(silent)}, which do not answer in this pass.")
+        tasks = self._with_ancestors(name for name in names if self.heads[name].spec.class_token)
+        needs_base = with_base or any(not self.heads[name].spec.class_token for name in names)
+
+        graph = self._graph(tasks)
+        tokens = self._class_tokens(tasks, len(pixel_values))  # [B, T, D]
+        base, task = Trace(output_hidden_states, output_attentions), Trace(output_hidden_states, output_attentions)
+        stream = self.base_stream(pixel_values, interpolate_pos_encoding, not needs_base, output_attentions)
+        for index, layer in enumerate(stream):
+            base.keep(layer.inputs, layer.class_row)
+            task.keep(tokens)
+            if tasks:
+                tokens, weights = self.task_layer(index, tokens, layer.key, layer.value, tasks, graph)
+                task.keep(None, weights)
+        base.keep(layer.hidden)
+        task.keep(tokens)
+
+        answers = {}
+
+        def answer(name: str, logits: Tensor, states: Iterable[Tensor], rows: Iterable[Tensor]) -> None:
+            precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = F.cross_entropy(precise, labels[name]) if name in labels else None
+            answers[name] = ImageClassifierOutput(loss, logits, tuple(states) or None, tuple(rows) or None)
+
+        if needs_base:
+            with torch.set_grad_enabled(self._base_records(pixel_values)):
+                base_output = self.vit.layernorm(layer.hidden)[:, 0, :]  # [B, D]
+                if with_base:
+                    answer("base", self.classifier(base_output), base.states, base.rows)
+        outputs = self.vit.layernorm(tokens)  # [B, T, D]
+        for name in names:
+            if name in tasks:
+                i, patches = tasks.index(name), layer.key.shape[-2]
+                rows = (graph.visible(weights, i, patches) for weights in task.rows)
+                answer(name, self._classify(name, outputs[:, i]), (state[:, i : i + 1] for state in task.states), rows)
+            else:
+                answer(name, self._classify(name, base_output), (state[:, :1] for state in base.states), base.rows)
+        return answers
+
+    def _base_records(self, pixel_values: Tensor) -> bool:
+        """Whether autograd must record the base stream: something in it, or the image, wants a gradient."""
+        return torch.is_grad_enabled() and (
+            pixel_values.requires_grad
+            or any(
+                parameter.requires_grad for module in (self.vit, self.classifier) for parameter in module.parameters()
+            )
+        )
+
+    def base_stream(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, stop_early: bool = False,
+        want_rows: bool = False,
+    ) -> Iterator[BaseLayer]:  # fmt: skip
+        """Run the plain ViT layer by layer, without autograd unless something in it is trained.
+
+        Args: as in `forward`; `stop_early` ends the last layer at its keys and values.
+        """
+        records = self._base_records(pixel_values)
+        with torch.set_grad_enabled(records):
+            pixel_values = pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype)
+            hidden = self.vit.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)  # [B, N, D]
+            mask = create_bidirectional_mask(config=self.vit.config, inputs_embeds=hidden, attention_mask=None)
+        for index, layer in enumerate(self.vit.layers):
+            stop = stop_early and index == len(self.vit.layers) - 1
+            with torch.set_grad_enabled(records):  # not around the yield: the caller's mode is its own
+                state = run_base_layer(layer, hidden, mask, stop, want_rows)
+            yield state
+            hidden = state.hidden
+
+    def _graph(self, tasks: Sequence[str]) -> TaskGraph:
+        device = self.vit.embeddings.cls_token.device
+        key = (*tasks, device)
+        if key not in self._graphs:
+            self._graphs[key] = TaskGraph([self.heads[name].spec for name in tasks], device)
+        return self._graphs[key]
+
+    def _class_tokens(self, tasks: Sequence[str], batch: int) -> Tensor:
+        """The class tokens where they enter the first layer, with the class token's position: [B, T, D]."""
+        position = self.vit.embeddings.position_embeddings[0, :1]  # [1, D]
+        if not tasks:
+            return position.new_empty(batch, 0, position.shape[-1])
+        tokens = torch.stack([self.heads[name].class_token for name in tasks]).to(position.dtype)  # [T, D]
+        return (tokens + position).expand(batch, -1, -1)
+
+    def task_layer(
+        self, index: int, tokens: Tensor, key: Tensor, value: Tensor, tasks: Sequence[str], graph: TaskGraph
+    ) -> tuple[Tensor, Tensor]:
+        """Layer `index` for the class tokens [B, T, D] of `tasks`, given the base's keys and values [B, H, N, d].
+
+        Returns the tokens after the layer, and the attention weights of `attend`.
+        """
+        layer: ViTLayer = self.vit.layers[index]
+        attention = layer.attention
+        with_memory = [self.heads[name].memory[index] for name in tasks if self.heads[name].memory]
+        memory = torch.cat(with_memory) if with_memory else tokens.new_empty(0, tokens.shape[-1])
+        memory = memory.to(tokens.dtype)  # [M, D]
+        if graph.any_normed:
+            normed = layer.layernorm_before(memory)
+            memory = normed if graph.all_normed else torch.where(graph.normed[:, None], normed, memory)
+        normed = layer.layernorm_before(tokens)
+        projections = (attention.k_proj, attention.v_proj)
+        own = tuple(_split(projection(normed), attention) for projection in projections)  # [B, H, T, d]
+        memory = tuple(_split(projection(memory), attention) for projection in projections)  # [H, M, d]
+        query = _split(attention.q_proj(normed), attention)  # [B, H, T, d]
+        context, weights = attend(attention, query, (key, value), own, memory, graph)
+        tokens = attention.o_proj(context.transpose(1, 2).flatten(2)) + tokens  # [B, T, D]
+        return layer.mlp(layer.layernorm_after(tokens)) + tokens, weights
+
+    def _classify(self, name: str, features: Tensor) -> Tensor:
+        """[B, D] -> float32 logits [B, C]"""
+        classifier = self.heads[name].classifier
+        return classifier(features.to(classifier.weight.dtype))
