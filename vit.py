@@ -594,9 +594,9 @@ class MemoryCapableViT(ViTForImageClassification):
             interpolate_pos_encoding: allow other image sizes than the base's own.
             output_hidden_states: `"base"`: [B, N, D] after the embeddings and each layer, as HuggingFace. A head: its
                 class token [B, 1, D] likewise.
-            output_attentions: per layer, the row of the class token. `"base"`: [B, H, 1, N]. A head: [B, H, 1, columns]; the
-                columns are the N base tokens in HuggingFace's order (class token first), the class tokens of its
-                ancestors and its own, the memory of its ancestors and its own.
+            output_attentions: per layer, the row of the class token. `"base"`: [B, H, 1, N]. A head: [B, H, 1, all]:
+                the N base tokens in HuggingFace's order (class token first), the class tokens of its ancestors and
+                its own, the memory of its ancestors and its own.
 
         Returns:
             Mapping head name -> ImageClassifierOutput, `"base"` first; `logits` are [B, C], float32 for heads.

@@ -81,8 +81,8 @@ class _Prefixed:
 DATA_SETS = {
     "CIFAR100": _Named(read_cifar100, "crop_flip"),
     "CIFAR100-new20": _Named(partial(read_cifar100, classes=range(4, 100, 5)), "crop_flip"),  # not seen by base-tiny
-    "Digits": _Named(read_digits, "crop"),
-    "FashionMNIST": _Named(read_fashion_mnist, "crop_flip"),
+    "Digits": _Named(read_digits, "shift"),
+    "FashionMNIST": _Named(read_fashion_mnist, "shift_flip"),
 }
 PREFIXES = {
     "folder": _Prefixed(read_folder, "resized_crop_flip", lambda path: str(Path(path).expanduser().resolve()), "PATH"),
@@ -127,7 +127,7 @@ def _unknown(name: str) -> str:
     legal = [*DATA_SETS, *(f"{prefix}:{entry.usage}" for prefix, entry in PREFIXES.items())]
     lower_case = {known.lower(): known for known in legal}
     close = difflib.get_close_matches(name.lower(), lower_case, n=1)
-    suggestion = f", did you mean {lower_case[close[0]]}?" if close else ","
+    suggestion = f", did you mean {lower_case[close[0]]}?" if close else ";"
     return f"unknown data set {name!r}{suggestion} legal: {', '.join(legal)}"
 
 

@@ -67,8 +67,9 @@ def evaluate(
 def _count(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Right answers, right among the first five, and summed loss of a batch: float64 [3] on the CPU."""
     classes = logits.shape[1]
-    if labels.max() >= classes:
-        raise ValueError(f"{name} has {classes} classes, but there is a label {labels.max().item()}: other data?")
+    wrong = labels[(labels < 0) | (labels >= classes)]  # -100 too, which the loss would leave out without a word
+    if len(wrong):
+        raise ValueError(f"{name} has {classes} classes, but there is a label {wrong[0].item()}: other data?")
     best = logits.topk(min(5, classes), dim=1).indices  # [B, 5]
     hits = best == labels[:, None]
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 FORMAT_VERSION = 1
 SUFFIX = "_model.safetensors"
 HEADER_KEY = "head"
-RESERVED = {"base", *dir(torch.nn.ModuleDict)}  # heads live in a ModuleDict, whose methods are not free as names
+RESERVED = {"base", *dir(torch.nn.ModuleDict())}  # heads live in one; what it has itself is not free as a name
 REQUIRED = (
     "format_version", "name", "base", "hidden_size", "num_layers", "num_labels", "memory_tokens", "memory_norm",
     "class_token", "extends",
@@ -61,7 +61,7 @@ class HeadSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extends", tuple(self.extends))
-        legal = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][\w+-]*", self.name)
+        legal = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]*", self.name)
         if not legal or self.name in RESERVED:
             raise ValueError(
                 f"{self.name!r} cannot be the name of a head. Use letters, digits, '_', '+' and '-', and not "

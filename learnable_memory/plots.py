@@ -18,6 +18,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
 INK = "#27313b"
@@ -349,3 +350,40 @@ def _square(axes: Axes, left: float, middle: float, colour: str, text: str = "")
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
     style = {"arrowstyle": "-|>", "mutation_scale": 11, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.add_patch(FancyArrowPatch(start, end, color=colour, **style))
+
+
+# ------------------------------------------------------------------------------------------------------------ answers
+
+
+def answers(
+    images: Sequence[Image.Image],
+    answers: Mapping[str, Sequence[tuple[str, float]]],
+    own: Sequence[str],
+    path: str | os.PathLike,
+    columns: int = 5,
+) -> Path:
+    """Images with what every head says of each in one pass.
+
+    Args:
+        images: any mode that matplotlib shows.
+        answers: head -> for each image its first label and that label's probability, in [0, 1].
+        own: for each image, the head whose task it belongs to; its answer is set in colour.
+        path: where the PNG goes.
+        columns: images in a row.
+    """
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.3 * columns, (1.9 + 0.24 * len(answers)) * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid:
+        axes.set_axis_off()
+    colours = {name: BASE if name == "base" else head_colour(i) for i, name in enumerate(sorted(answers))}
+    for index, (axes, image, owner) in enumerate(zip(grid, images, own, strict=False)):
+        axes.imshow(image, cmap="gray")
+        for line, (name, of_each) in enumerate(answers.items()):
+            label, probability = of_each[index]
+            axes.text(
+                0.5, -0.09 - 0.13 * line, f"{name}: {label} {probability:.0%}", transform=axes.transAxes, fontsize=8,
+                ha="center", va="center", color=colours[name] if name == owner else FAINT,
+                fontweight="bold" if name == owner else "normal",
+            )  # fmt: skip
+    return save(figure, path)

@@ -224,7 +224,8 @@ def read_parquet(folder: Path, pattern: str, image: str, label: str) -> tuple[Im
             if not {image, label} <= set(schema.names):
                 raise ValueError(f"its columns are {', '.join(schema.names)}; expected {image} and {label}")
             names = _class_names(schema.metadata, label)
-            table = pq.read_table(file, columns=[image, label])
+            # pre_buffer would keep the raw file in memory beside the column: 213 MiB for CIFAR-100 instead of 106.
+            table = pq.read_table(file, columns=[image, label], pre_buffer=False)
             chunks += pc.struct_field(table[image], "bytes").chunks
             labels.append(table[label].to_numpy())
             if not np.isin(labels[-1], range(len(names))).all():

@@ -140,20 +140,7 @@ def train(
         for pixel_values, labels in train_loader:
             waited += time.perf_counter() - ready
 
-            # -------------------------------------------------------------------------------------------- one step
-            labels = labels.to(device, non_blocking=True)
-            outputs = model(
-                pixel_values.to(device, non_blocking=True), heads=heads, with_base=False,
-                labels=dict.fromkeys(heads, labels),
-            )  # fmt: skip
-            losses = {name: outputs[name].loss for name in heads}
-            torch.stack(list(losses.values())).sum().backward()
-            rows = {}
-            for name, optimizer in optimizers.items():
-                loss, rate = losses[name].item(), optimizer.rate
-                if not math.isfinite(loss):
-                    raise ValueError(f"The loss of {name} is {loss} after {step} steps at rate {rate:g}: lower --lr.")
-                rows[name] = {"train/loss": loss, "train/lr": rate, "train/gradient_norm": optimizer.step()}
+            rows = train_step(model, optimizers, pixel_values.to(device, non_blocking=True), labels.to(device), step)
             step += 1
 
             bar.update(len(labels))
@@ -164,7 +151,7 @@ def train(
                 break
             ready = time.perf_counter()
 
-        # --------------------------------------------------------------------------------- choose the best epoch
+        # Choose: the selection split is seen by nobody else, and draws no random number.
         scores = evaluate(model, select_loader, heads)
         rows = {}
         for name, score in scores.items():
@@ -180,6 +167,25 @@ def train(
         model.heads[name].load_state_dict(best[name].tensors)
     model.eval()
     return best
+
+
+def train_step(
+    model, optimizers: Mapping[str, HeadOptimizer], pixel_values: Tensor, labels: Tensor, step: int
+) -> dict[str, dict[str, float]]:
+    """One step of every head on one batch: pixel_values [B, channels, height, width], labels int64 [B].
+
+    Returns for each head its metrics. Raises ValueError for a loss that is not finite.
+    """
+    outputs = model(pixel_values, heads=list(optimizers), with_base=False, labels=dict.fromkeys(optimizers, labels))
+    # The sum's gradient is each head's own: no head's loss depends on another's parameters.
+    torch.stack([outputs[name].loss for name in optimizers]).sum().backward()
+    rows = {}
+    for name, optimizer in optimizers.items():
+        loss, rate = outputs[name].loss.item(), optimizer.rate
+        if not math.isfinite(loss):
+            raise ValueError(f"The loss of {name} is {loss} after {step} steps at rate {rate:g}: lower --lr.")
+        rows[name] = {"train/loss": loss, "train/lr": rate, "train/gradient_norm": optimizer.step()}
+    return rows
 
 
 class _Writer:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pickle
+import socket
 import struct
 from pathlib import Path
 from urllib.error import URLError
@@ -175,6 +176,21 @@ def test_missing_cifar_without_network(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_downloading_has_a_time_limit_and_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def notice(*args: object, **kwargs: object) -> None:
+        limits.append(socket.getdefaulttimeout())
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", notice)
+    before = socket.getdefaulttimeout()
+    with pytest.raises(FileNotFoundError):
+        load_data_set("CIFAR100", tmp_path)
+    assert limits and all(0 < limit <= 60 for limit in limits)
+    assert socket.getdefaulttimeout() == before
+
+
 def test_missing_cifar_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torchvision.datasets.CIFAR100, "download", lambda self: write_torchvision_cifar(tmp_path, monkeypatch)
@@ -240,7 +256,7 @@ def test_broken_image_in_parquet_is_named_by_its_row(tmp_path: Path, broken: byt
 def test_digits(tmp_path: Path) -> None:
     data = load_data_set("Digits", tmp_path, download=False)
     assert data.labels == [str(digit) for digit in range(10)]
-    assert data.views == "crop"  # a mirrored digit is another one
+    assert data.views == "shift"  # a mirrored digit is another one
     assert len(data.train) + len(data.select) + len(data.eval) == 1797
     assert abs(len(data.eval) - 1797 / 5) <= 5  # a fifth of each of the 10 classes, rounded
     rows = np.concatenate([images.indices for images in (data.train, data.select, data.eval)])
@@ -269,7 +285,7 @@ def test_fashion_mnist_from_torchvision_files(tmp_path: Path) -> None:
     assert data.source == "torchvision: FashionMNIST/raw"
     assert (len(data.train), len(data.select), len(data.eval)) == (30, 10, 20)  # one of four is held out of each class
     assert data.labels[9] == "Ankle boot"
-    assert data.views == "crop_flip"
+    assert data.views == "shift_flip"
     assert [image.getpixel((5, 5)) for image in map(data.eval.image, range(20))] == list(range(20))
     assert data.eval.image(0).mode == "L"
 
@@ -322,7 +338,8 @@ def test_committed_subset_is_balanced_small_and_licensed(tmp_path: Path) -> None
     [
         ("cifar100", "unknown data set 'cifar100', did you mean CIFAR100?"),
         ("FashonMNIST", "did you mean FashionMNIST?"),
-        ("zebra", "unknown data set 'zebra', legal: CIFAR100, CIFAR100-new20, Digits, FashionMNIST, folder:PATH"),
+        ("zebra", "unknown data set 'zebra'; legal: CIFAR100, CIFAR100-new20, Digits, FashionMNIST, folder:PATH"),
+        ("folder", "unknown data set 'folder', did you mean folder:PATH?"),
         ("web:zebra", "unknown data set 'web:zebra'"),
         ("folder:", "folder: needs a path, as in folder:PATH"),
     ],

@@ -153,7 +153,9 @@ def test_training_views_have_the_shape_and_range_of_the_base(views: str, resize:
         assert pixels.min() >= -1 and pixels.max() <= 1
 
 
-@pytest.mark.parametrize(("views", "mirrored"), [("resized_crop_flip", True), ("crop_flip", True), ("crop", False)])
+@pytest.mark.parametrize(
+    ("views", "mirrored"), [("resized_crop_flip", True), ("crop_flip", True), ("shift_flip", True), ("shift", False)]
+)
 def test_only_the_flip_views_mirror(views: str, mirrored: bool) -> None:
     ramp = np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (32, 1))  # dark left, bright right
     transform = SQUARE.train_transform(views)
@@ -163,17 +165,38 @@ def test_only_the_flip_views_mirror(views: str, mirrored: bool) -> None:
 
 
 def test_crop_views_keep_seven_eighths_of_the_image() -> None:
-    """A ramp from 0 to 255: a crop of 14 of 16 pixels spans 7/8 of its values, wherever it lies."""
+    """A ramp from 0 to 255: a crop of 14 of 16 pixels spans 7/8 of its values, wherever it lies, mirrored or not."""
     ramp = Image.fromarray(np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1)))
-    transform = replace(SQUARE, height=14, width=14, resize=(), mean=(0, 0, 0), std=(1, 1, 1)).train_transform("crop")
-    views = [transform(ramp) for _ in range(40)]
-    first = {round(float(view[0, 0, 0]) * 255) for view in views}
-    assert first == {0, 16, 32}  # the three places for 14 pixels in 16
-    assert all(round(float(view[0, 0, -1] - view[0, 0, 0]) * 255) == 13 * 16 for view in views)
+    settings = replace(SQUARE, height=14, width=14, resize=(), mean=(0, 0, 0), std=(1, 1, 1))
+    views = [settings.train_transform("crop_flip")(ramp) for _ in range(60)]
+    darkest = {round(float(view[0, 0].min()) * 255) for view in views}
+    assert darkest == {0, 16, 32}  # the three places for 14 pixels in 16
+    assert all(round(float(view[0, 0].max() - view[0, 0].min()) * 255) == 13 * 16 for view in views)
+
+
+def test_shift_views_move_the_image_by_up_to_an_eighth_and_repeat_its_border() -> None:
+    """A ramp of 16 pixels, moved by -2 to 2: the span shrinks by the move, and the border stands there again."""
+    ramp = Image.fromarray(np.tile(np.arange(0, 256, 16, dtype=np.uint8), (16, 1)))
+    transform = replace(SQUARE, mean=(0, 0, 0), std=(1, 1, 1)).train_transform("shift")
+    rows = [(transform(ramp)[0, 0] * 255 / 16).round().int().tolist() for _ in range(100)]
+    moved = {tuple(min(max(column + move, 0), 15) for column in range(16)) for move in range(-2, 3)}
+    assert {tuple(row) for row in rows} == moved
+
+
+def test_resized_crops_take_8_to_100_percent_of_the_image() -> None:
+    """On a ramp from left to right the span of a view's values is its width, relative to the image's."""
+    ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1)))
+    transform = replace(SQUARE, mean=(0, 0, 0), std=(1, 1, 1)).train_transform("resized_crop_flip")
+    spans = np.array([float(view[0].max() - view[0].min()) for view in (transform(ramp) for _ in range(100))])
+    narrowest = np.sqrt(0.08 * 3 / 4)  # 8 percent of the area, of an aspect of 3 to 4
+    # Averaging over 1/16 of the view at each end takes a sixteenth of the span away.
+    assert spans.min() >= narrowest * 14 / 16
+    assert spans.min() < 0.5
+    assert 0.8 < spans.max() <= 1
 
 
 def test_unknown_views_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"views is 'mosaic'; legal: resized_crop_flip, crop_flip, crop$"):
+    with pytest.raises(ValueError, match=r"views is 'mosaic'; legal: resized_crop_flip, crop_flip, shift_flip, shift$"):
         SQUARE.train_transform("mosaic")
 
 

@@ -1,7 +1,7 @@
 """`vit_validation.py`: heads put together in one model, each evaluated on its data set's `eval` split."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -107,20 +107,20 @@ def row(metadata: dict, data: DataSet, score: dict) -> dict:
     }
 
 
-def table(rows: Sequence[dict]) -> str:
-    """The rows as text: accuracies in percent, the difference to the file's in points."""
-    lines = [("head", "cells", "images", "top-1", "top-5", "images/s", "against the file")]
-    for row in rows:
-        difference = "unknown" if row["difference"] is None else f"{100 * row['difference']:+.2f}"
-        lines.append((
-            row["head"], str(row["memory_tokens"]), f"{row['images']:,}", f"{100 * row['top1']:.2f}",
-            f"{100 * row['top5']:.2f}", f"{row['images_per_second']:.0f}", difference,
-        ))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+def table(rows: Sequence[dict], extra: Mapping[str, Sequence[str]] | None = None) -> str:
+    """The rows as text: accuracies in percent, the difference to the file's in points; `extra` adds columns."""
+    columns = {
+        "head": [row["head"] for row in rows],
+        "cells": [str(row["memory_tokens"]) for row in rows],
+        "images": [f"{row['images']:,}" for row in rows],
+        "top-1": [f"{100 * row['top1']:.2f}" for row in rows],
+        "top-5": [f"{100 * row['top5']:.2f}" for row in rows],
+        "images/s": [f"{row['images_per_second']:.0f}" for row in rows],
+        "against the file": [
+            "unknown" if row["difference"] is None else f"{100 * row['difference']:+.2f}" for row in rows
+        ],
+        **(extra or {}),
+    }
+    widths = [max(map(len, (title, *cells))) for title, cells in columns.items()]
+    lines = [list(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)

@@ -1,0 +1,346 @@
+"""Training heads: the schedule, one optimizer for each head, and what a pass over the data must and must not change."""
+
+import copy
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from learnable_memory import train as training
+from learnable_memory.data import ImageSet, make_loader
+from learnable_memory.evaluate import Score, evaluate
+from learnable_memory.images import ArrayImages
+from learnable_memory.runlog import RunLog, read_metrics
+from learnable_memory.train import Best, HeadOptimizer, Recipe, rate_factor, train
+from learnable_memory.transforms import Preprocessing
+from tiny import add_random_head, tiny_model
+
+PREPROCESSING = Preprocessing(16, 16, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def colours(count: int, seed: int = 0) -> ImageSet:
+    """Noise of 16x16 pixels in which the channel of the image's class (0, 1 or 2) is brighter than the others."""
+    pixels = np.random.default_rng(seed).integers(0, 128, (count, 16, 16, 3), dtype=np.uint8)
+    labels = np.arange(count) % 3
+    for image, label in zip(pixels, labels, strict=True):
+        image[..., label] += 100
+    return ImageSet(ArrayImages(pixels, "colours"), labels)
+
+
+def train_loader(count: int = 24, batch_size: int = 4, seed: int = 0):
+    """Shuffled random crops, so that every epoch has another order and other views."""
+    return make_loader(colours(count), PREPROCESSING.train_transform("crop_flip"), batch_size, seed=seed, shuffle=True)
+
+
+def select_loader(count: int = 9):
+    return make_loader(colours(count, seed=1), PREPROCESSING.eval_transform(), 4)
+
+
+def toy(names=("A",), **changes):
+    """A model with untrained heads of three classes; a head's initial values depend on its name only."""
+    model = tiny_model(**changes)
+    for name in names:
+        model.add_head(name, 3, 2, generator=torch.Generator().manual_seed(ord(name)))
+    return model
+
+
+def fit(model, heads, recipes, log=None, loader=None, select=None):
+    loader = train_loader() if loader is None else loader
+    select = select_loader() if select is None else select
+    return train(model, heads, loader, select, recipes, log, progress=False)
+
+
+def difference(found, expected):
+    """The largest one over all tensors of two heads."""
+    found, expected = found.state_dict(), expected.state_dict()
+    assert found.keys() == expected.keys()
+    return max((found[name] - value).abs().max().item() for name, value in expected.items())
+
+
+@pytest.fixture
+def after_each_epoch(monkeypatch):
+    """Lets a test see the heads as they are after each epoch, and prescribe their accuracies if it wants to."""
+
+    class Epochs:
+        states: list[dict] = []
+        accuracies: list[float] = []
+
+    def observed(model, loader, heads):
+        scores = evaluate(model, loader, heads)
+        epoch = len(Epochs.states)
+        Epochs.states.append(copy.deepcopy(model.heads.state_dict()))
+        if Epochs.accuracies:
+            scores = {name: Score(9, Epochs.accuracies[epoch], 1.0, 0.1, 1.0) for name in heads}
+        return scores
+
+    monkeypatch.setattr(training, "evaluate", observed)
+    return Epochs
+
+
+# ------------------------------------------------------------------------------------------------------------ schedule
+def test_rate_grows_linearly_over_five_steps_and_falls_to_zero():
+    assert [rate_factor(step, 25, 5) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert rate_factor(10, 25, 5) == pytest.approx((1 + math.sqrt(0.5)) / 2)  # a quarter of the way: cos 45 degrees
+    assert rate_factor(15, 25, 5) == pytest.approx(0.5)
+    assert rate_factor(25, 25, 5) == pytest.approx(0.0, abs=1e-15)
+
+
+@settings(deadline=None)
+@given(steps=st.integers(1, 3000), warmup_steps=st.integers(0, 20))
+def test_rate_never_rises_again(steps, warmup_steps):
+    """The 2023 implementation counted the length of its schedule in epochs: its rate swung up and down."""
+    rates = [rate_factor(step, steps, warmup_steps) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    up, down = rates[:warmup_steps], rates[warmup_steps:]
+    assert up == sorted(set(up)) and down == sorted(set(down), reverse=True)
+
+
+def test_steps_are_those_of_all_epochs_or_the_limit():
+    assert Recipe(epochs=3).steps(7) == 21
+    assert Recipe(epochs=3, max_steps=10).steps(7) == 10
+    assert Recipe(epochs=3, max_steps=100).steps(7) == 21
+    assert isinstance(Recipe(epochs=3).steps(7), int)
+
+
+# ----------------------------------------------------------------------------------------------------------- optimizer
+def test_sgd_with_momentum_as_written_by_hand():
+    recipe, steps = Recipe(lr=0.5, momentum=0.9, clip=100.0, warmup_steps=2), 6
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimizer = HeadOptimizer([parameter], recipe, steps)
+    expected, velocity = parameter.detach().clone(), torch.zeros(2, dtype=torch.float64)
+    for step in range(steps):
+        gradient = torch.tensor([step + 1.0, 0.3], dtype=torch.float64)
+        rate = 0.5 * [0.5, 1.0, 1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2][step]
+        assert optimizer.rate == pytest.approx(rate)
+        velocity = 0.9 * velocity + gradient
+        expected = expected - rate * velocity
+        parameter.grad = gradient.clone()
+        assert optimizer.step() == pytest.approx(gradient.norm().item())
+        assert parameter.grad is None
+    assert torch.allclose(parameter, expected, rtol=0, atol=1e-12)
+
+
+def test_a_huge_gradient_is_scaled_to_the_norm_and_a_small_one_is_left():
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 3), (7,))]
+    norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))  # of all parameters together
+
+    def updated(scale):
+        parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient * scale
+        assert HeadOptimizer(parameters, Recipe(clip=1.5, warmup_steps=0, lr=1.0), 10).step() == pytest.approx(
+            norm * scale
+        )
+        return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+    raw = torch.cat([gradient.flatten() for gradient in gradients])
+    assert torch.allclose(updated(1e5), -raw * 1.5 / norm, rtol=1e-6)
+    assert torch.allclose(updated(1.4 / norm), -raw * 1.4 / norm, rtol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------- best epoch
+def test_best_is_the_first_of_the_best_epochs_and_a_copy():
+    head, best = nn.Linear(1, 1, bias=False), Best()
+    kept = []
+    for epoch, top1 in enumerate([0.5, 0.8, 0.8, 0.3]):
+        with torch.no_grad():
+            head.weight.fill_(epoch)
+        kept.append(best.consider(epoch, Score(10, top1, 1.0, 0.1, 1.0), head))
+    assert kept == [True, True, False, False]
+    assert best.epoch == 1 and best.score.top1 == 0.8
+    assert best.tensors["weight"].item() == 1 and head.weight.item() == 3
+
+
+def test_an_epoch_without_a_right_answer_is_better_than_none():
+    best = Best()
+    assert best.consider(0, Score(10, 0.0, 0.0, 9.0, 1.0), nn.Linear(1, 1))
+    assert best.epoch == 0
+
+
+def test_the_head_is_left_as_after_its_best_epoch(after_each_epoch):
+    after_each_epoch.accuracies = [0.2, 0.7, 0.7, 0.4]
+    model = toy()
+    best = fit(model, ["A"], Recipe(epochs=4, lr=0.3))["A"]
+    assert best.epoch == 1 and best.score.top1 == 0.7
+    left = model.heads.state_dict()
+    assert all(torch.equal(left[name], value) for name, value in after_each_epoch.states[1].items())
+    assert any(not torch.equal(left[name], value) for name, value in after_each_epoch.states[3].items())
+    assert not model.training
+
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+def test_training_learns_what_can_be_learned():
+    model = toy()
+    held_out = make_loader(colours(60, seed=2), PREPROCESSING.eval_transform(), 16)
+    before = evaluate(model, held_out, ["A"])["A"]
+    best = fit(model, ["A"], Recipe(epochs=8, lr=0.3), loader=train_loader(60, 6), select=select_loader(30))["A"]
+    after = evaluate(model, held_out, ["A"])["A"]
+    assert before.top1 < 0.6 < 0.95 < after.top1  # chance is 1/3
+    assert after.loss < before.loss / 2
+    assert evaluate(model, select_loader(30), ["A"])["A"].top1 == best.score.top1
+
+
+def test_only_the_heads_that_are_trained_change():
+    model = toy(("A", "B"))
+    model.train_only(["B"])  # A has to be woken, B has to be frozen
+    add_random_head(model, "other", 4, 1, extends=["B"])
+    before = copy.deepcopy(model.state_dict())
+    fit(model, ["A"], Recipe(epochs=1, lr=0.3))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith("heads.A.")}
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == changed
+
+
+RATES = {"A": 0.03, "B": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [({"dtype": torch.float64, "attn_implementation": "sdpa"}, 1e-9), ({}, 1e-6)],
+    ids=["float64", "float32"],
+)
+def test_heads_trained_in_one_pass_end_as_each_does_alone(after_each_epoch, changes, tolerance):
+    """50 steps; one epoch's weights are as good as another's to compare, so the last ones are."""
+    recipes = {name: Recipe(epochs=9, lr=rate, max_steps=50) for name, rate in RATES.items()}
+    after_each_epoch.accuracies = [epoch / 9 for epoch in range(9)] * 3
+    together = toy("AB", **changes)
+    start = copy.deepcopy(together.heads)
+    fit(together, ["A", "B"], recipes)
+    for name in "AB":
+        alone = toy("AB", **changes)
+        fit(alone, [name], recipes[name])
+        assert difference(together.heads[name], alone.heads[name]) < tolerance
+        assert difference(together.heads[name], start[name]) > 100 * tolerance
+
+
+def test_two_runs_give_the_same_bits_whatever_the_global_random_state():
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = toy()
+        fit(model, ["A"], Recipe(epochs=2, lr=0.3))
+        heads.append(model.heads["A"])
+    assert difference(*heads) == 0
+
+
+def test_another_seed_of_the_data_gives_another_head():
+    heads = []
+    for seed in (0, 1):
+        model = toy()
+        fit(model, ["A"], Recipe(epochs=1, lr=0.3), loader=train_loader(seed=seed))
+        heads.append(model.heads["A"])
+    assert difference(*heads) > 0
+
+
+def test_validation_does_not_change_training(after_each_epoch):
+    for count in (3, 11):
+        fit(toy(), ["A"], Recipe(epochs=3, lr=0.3), select=select_loader(count))
+    first, second = after_each_epoch.states[:3], after_each_epoch.states[3:]
+    assert len(second) == 3
+    for ours, theirs in zip(first, second, strict=True):
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_every_epoch_has_views_of_its_own():
+    loader, seen = train_loader(8, 8), []
+
+    class Recorded:
+        """Hands the loader's batches on and keeps them."""
+
+        sampler, batch_size = loader.sampler, loader.batch_size
+
+        def __len__(self):
+            return len(loader)
+
+        def __iter__(self):
+            for pixel_values, labels in loader:
+                seen.append(pixel_values[labels.argsort(stable=True)])
+                yield pixel_values, labels
+
+    fit(toy(), ["A"], Recipe(epochs=3), loader=Recorded())
+    assert len(seen) == 3
+    assert not any(torch.equal(seen[i], seen[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+# -------------------------------------------------------------------------------------------------------------- metrics
+PLACE = {"time", "step", "epoch"}
+TRAIN = {"train/loss", "train/lr", "train/gradient_norm"}
+SELECT = {f"select/{key}" for key in ("images", "top1", "top5", "loss", "images_per_second")}
+
+
+def test_rows_of_the_log(tmp_path):
+    with RunLog(tmp_path) as log:
+        best = fit(toy(), ["A"], Recipe(epochs=4, lr=0.3), log)["A"]  # 6 steps an epoch
+    rows = read_metrics(log.metrics_path)
+    steps = [row for row in rows if row.keys() == PLACE | TRAIN]
+    epochs = [row for row in rows if row.keys() == PLACE | SELECT]
+    assert len(steps) + len(epochs) == len(rows)
+    assert [(row["step"], row["epoch"]) for row in steps] == [(1, 1), (10, 2), (20, 4), (24, 4)]
+    assert [(row["step"], row["epoch"]) for row in epochs] == [(6, 1), (12, 2), (18, 3), (24, 4)]
+    # the rate that a step was taken with: the tenth is the fifth of 19 after the warm-up
+    assert [row["train/lr"] for row in steps[:2]] == pytest.approx([0.06, 0.15 * (1 + math.cos(math.pi * 4 / 19))])
+    assert {f"select/{key}": value for key, value in asdict(best.score).items()}.items() <= epochs[best.epoch].items()
+    assert [row["select/images"] for row in epochs] == [9] * 4
+
+
+def test_with_several_heads_each_key_ends_in_the_heads_name(tmp_path):
+    with RunLog(tmp_path) as log:
+        fit(toy("AB"), ["A", "B"], {"A": Recipe(epochs=1, lr=0.3), "B": Recipe(epochs=1, lr=0.1)}, log)
+    rows = read_metrics(log.metrics_path)
+    assert [row["step"] for row in rows] == [1, 6, 6]
+    expected = [PLACE | {f"{key}/{name}" for key in keys for name in "AB"} for keys in (TRAIN, TRAIN, SELECT)]
+    assert [row.keys() for row in rows] == expected
+    assert (rows[0]["train/lr/A"], rows[0]["train/lr/B"]) == pytest.approx((0.06, 0.02))
+
+
+def test_max_steps_stops_within_an_epoch_with_the_cosine_at_its_end(tmp_path):
+    with RunLog(tmp_path) as log:
+        fit(toy(), ["A"], Recipe(epochs=5, lr=0.4, max_steps=8), log)
+    rows = read_metrics(log.metrics_path)
+    assert [row["step"] for row in rows if "train/lr" in row] == [1, 8]
+    assert [(row["step"], row["epoch"]) for row in rows if "select/top1" in row] == [(6, 1), (8, 2)]
+    (last,) = (row for row in rows if row["step"] == 8 and "train/lr" in row)
+    assert last["train/lr"] == pytest.approx(0.4 * 0.25)  # 0.5 (1 + cos 120 degrees): the last of three after warm-up
+
+
+# ----------------------------------------------------------------------------------------------------------- wrong use
+def test_a_loss_that_is_not_finite_names_the_head_and_the_rate():
+    model = toy("AB")
+    with torch.no_grad():
+        model.heads["B"].classifier.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"The loss of B is nan after 0 steps at rate 0.006: lower --lr"):
+        fit(model, ["A", "B"], Recipe(lr=0.03))
+
+
+def test_a_rate_that_is_far_too_high_is_an_error():
+    with pytest.raises(ValueError, match=r"The loss of A is (nan|inf) after \d+ steps at rate \S+e\+\d+: lower --lr"):
+        fit(toy(), ["A"], Recipe(lr=1e38))
+
+
+def test_heads_in_one_pass_need_the_same_number_of_steps():
+    recipes = {"A": Recipe(epochs=2), "B": Recipe(epochs=3)}
+    with pytest.raises(ValueError, match=r"need the same number of steps, above 0; got \{(12, 18|18, 12)\}"):
+        fit(toy("AB"), ["A", "B"], recipes)
+
+
+def test_nothing_to_train_on_is_an_error():
+    empty = make_loader(colours(3).subset([]), PREPROCESSING.eval_transform(), 4)
+    with pytest.raises(ValueError, match=r"need the same number of steps, above 0; got \{0\}"):
+        fit(toy(), ["A"], Recipe(), loader=empty)
+    with pytest.raises(ValueError, match="There are no images to evaluate on"):
+        fit(toy(), ["A"], Recipe(epochs=1), select=empty)
+
+
+@pytest.mark.xfail(strict=True, reason="a head can be trained in the same pass as one that it extends")
+def test_a_head_is_not_trained_together_with_its_parents():
+    """The child would be built on a parent that moves, and end as it never would alone."""
+    model = toy()
+    model.add_head("B", 3, 1, extends=["A"])
+    with pytest.raises(ValueError, match="extend"):
+        fit(model, ["A", "B"], Recipe(epochs=1))
