@@ -130,6 +130,16 @@ def test_frozen_base_records_no_autograd_and_an_image_that_asks_gets_its_gradien
     assert pixel_values.grad.abs().sum() > 0
 
 
+def test_inference_mode_leaves_nothing_behind_that_training_cannot_use():
+    model = build([(2, True, set()), (1, True, {0})], tiny_model())
+    with torch.inference_mode():
+        model(images())
+    model.train_only(["h0", "h1"])
+    outputs = model(images(), labels={"h0": torch.tensor([0, 1, 0]), "h1": torch.tensor([0, 1, 2])})
+    (outputs["h0"].loss + outputs["h1"].loss).backward()
+    assert all(head.memory[0].grad.abs().sum() > 0 for head in model.heads.values())
+
+
 # ----------------------------------------------------------------------------------------------------- heads are right
 @settings(max_examples=40, deadline=None)
 @given(forests(), st.integers(1, 3), st.sampled_from([(16, 4), (16, 8), (24, 8)]))
@@ -156,7 +166,7 @@ def test_together_equals_alone_in_float64(forest):
     answers = together(pixel_values)
     for name in together.head_names:
         alone = tiny_model(**EXACT)
-        for kept in together._with_ancestors([name]):
+        for kept in together.with_ancestors([name]):
             spec = together.heads[kept].spec
             alone.add_head(kept, spec.num_labels, spec.memory_tokens, spec.extends, spec.memory_norm)
             alone.heads[kept].load_state_dict(together.heads[kept].state_dict())

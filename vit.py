@@ -482,7 +482,7 @@ class MemoryCapableViT(ViTForImageClassification):
             head.initialise(self.vit.embeddings.cls_token, std, generator)
         self.heads[name] = head
         self._graphs.clear()
-        for ancestor in self._with_ancestors([name])[:-1]:
+        for ancestor in self.with_ancestors([name])[:-1]:
             self.heads[ancestor].requires_grad_(False)
         return list(head.parameters())
 
@@ -559,7 +559,8 @@ class MemoryCapableViT(ViTForImageClassification):
                 what = "is not loaded" if here is None else "is loaded with other weights"
                 raise ValueError(f"{path} extends the head {parent['name']}, which {what}. Load that one's file first.")
         spec = head_files.spec_of(file.metadata)
-        self.add_head(**{**dataclasses.asdict(spec), "std": 0.0})
+        unseen = torch.Generator()  # what it draws is replaced; the global generator must not notice
+        self.add_head(**dataclasses.asdict(spec), generator=unseen)
         self.heads[spec.name].load(file.tensors)
         self.heads[spec.name].requires_grad_(False)
         return spec.name
@@ -569,8 +570,8 @@ class MemoryCapableViT(ViTForImageClassification):
             raise KeyError(f"There is no head {name!r}. The heads are: {', '.join(self.heads) or 'none'}.")
         return self.heads[name]
 
-    def _with_ancestors(self, names: Iterable[str]) -> list[str]:
-        """These heads and all that they are built on, in the model's order: ancestors always stand before them."""
+    def with_ancestors(self, names: Iterable[str]) -> list[str]:
+        """These heads and all that they are built on, in the model's order: ancestors stand before those who extend."""
         wanted = set(names)
         for name in reversed(self.head_names):
             if name in wanted:
@@ -609,7 +610,7 @@ class MemoryCapableViT(ViTForImageClassification):
         silent = [name for name in labels if name not in names and not (name == "base" and with_base)]
         if silent:
             raise ValueError(f"There are labels for {', '.join(silent)}, which do not answer in this pass.")
-        tasks = self._with_ancestors(name for name in names if self.heads[name].spec.class_token)
+        tasks = self.with_ancestors(name for name in names if self.heads[name].spec.class_token)
         needs_base = with_base or any(not self.heads[name].spec.class_token for name in names)
 
         graph = self._graph(tasks)
@@ -680,7 +681,8 @@ class MemoryCapableViT(ViTForImageClassification):
         device = self.vit.embeddings.cls_token.device
         key = (*tasks, device)
         if key not in self._graphs:
-            self._graphs[key] = TaskGraph([self.heads[name].spec for name in tasks], device)
+            with torch.inference_mode(False):  # it is kept, and training must be able to use it later
+                self._graphs[key] = TaskGraph([self.heads[name].spec for name in tasks], device)
         return self._graphs[key]
 
     def _class_tokens(self, tasks: Sequence[str], batch: int) -> Tensor:

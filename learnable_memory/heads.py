@@ -131,16 +131,24 @@ def expected_shapes(metadata: Mapping) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check(tensors: Mapping[str, torch.Tensor], metadata: Mapping, where: str) -> None:
-    """Raise ValueError, naming `where`, if metadata is incomplete or of another format, or a tensor does not fit."""
+def check_metadata(metadata: Mapping, where: str) -> None:
+    """Raise ValueError, naming `where`, if metadata is incomplete or of another format version."""
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{where} has head format version {metadata.get('format_version')!r}; this library reads version "
             f"{FORMAT_VERSION}. Update the library, or write the head again with this one."
         )
     missing = [key for key in REQUIRED if key not in metadata]
+    if not missing:
+        missing = [f"base.{key}" for key in ("id", "fingerprint") if key not in metadata["base"]]
+        missing += [f"extends.{key}" for key in ("name", "hash") for parent in metadata["extends"] if key not in parent]
     if missing:
         raise ValueError(f"{where} is not a complete head file: its metadata lacks {', '.join(missing)}.")
+
+
+def check(tensors: Mapping[str, torch.Tensor], metadata: Mapping, where: str) -> None:
+    """Raise ValueError, naming `where`, if metadata is incomplete or of another format, or a tensor does not fit."""
+    check_metadata(metadata, where)
     wanted = expected_shapes(metadata)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != wanted:
@@ -244,6 +252,7 @@ def _metadata(file, path: Path) -> dict:
         raise ValueError(f"{path} has a damaged header: {error}.") from None
     if not isinstance(metadata, dict):
         raise ValueError(f"{path} has a damaged header: expected a JSON object, got {type(metadata).__name__}.")
+    check_metadata(metadata, str(path))
     return metadata
 
 
@@ -255,7 +264,8 @@ def file_name(head: str) -> str:
 def find(names: Sequence[str], folder: str | os.PathLike) -> list[Path]:
     """Each name as a file: a path is taken as it is, a bare name is looked up as `folder/{name}_model.safetensors`.
 
-    Raises FileNotFoundError that lists the names without a file and the heads that the folder does have.
+    Raises FileNotFoundError that lists the names without a file and the heads that the folder does have, ValueError if
+    two names mean the same file.
     """
     folder = Path(folder)
     paths = [Path(name) if Path(name).is_file() else folder / file_name(name) for name in names]
@@ -266,4 +276,8 @@ def find(names: Sequence[str], folder: str | os.PathLike) -> list[Path]:
             f"No head file for {', '.join(lost)} in {folder} (looked for {file_name(lost[0])}). "
             f"Heads there: {', '.join(present) or 'none'}."
         )
+    for number, path in enumerate(paths):
+        twins = [name for name, other in zip(names[:number], paths, strict=False) if other.samefile(path)]
+        if twins:
+            raise ValueError(f"{twins[0]} and {names[number]} are the same head file, {path}: name it once.")
     return paths

@@ -70,22 +70,33 @@ class HeadOptimizer:
         """The rate of the coming step."""
         return self.schedule.get_last_lr()[0]
 
-    def step(self) -> float:
-        """Clip, step, and return the norm of the gradient before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+    def clip(self) -> Tensor:
+        """Scale the gradient down to the recipe's norm; returns its norm before, a scalar on the device."""
+        return nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+
+    def step(self) -> None:
+        """One step with the gradients as they are, which are gone afterwards."""
         self.sgd.step()
         self.schedule.step()
         self.sgd.zero_grad()
-        return norm.item()
 
 
 @dataclass
 class Best:
-    """The best epoch of a head on the selection split so far."""
+    """The best epoch of a head on the selection split so far.
+
+    Attributes:
+        epoch: counted from 0; -1 before the first.
+        score: on the selection split.
+        tensors: the head's state dict then.
+        diverged_at: the step, from 0, at which its loss or gradient was not finite and it was stopped; None if it went
+            through.
+    """
 
     epoch: int = -1
     score: Score | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    diverged_at: int | None = None
 
     def consider(self, epoch: int, score: Score, head: nn.Module) -> bool:
         """Keep this epoch if it is better than all before it (the earlier one, where two are equal)."""
@@ -113,16 +124,16 @@ def train(
         progress: show a progress bar.
 
     Returns:
-        For each head its best epoch, score and tensors.
+        For each head its best epoch, score and tensors. A head whose loss or gradient is not finite is stopped where it
+        is, its `diverged_at` says where, and the others go on.
 
-    Raises ValueError if there is nothing to train on, recipes differ in steps, or a loss is not finite.
+    Raises ValueError if there is nothing to train on, recipes differ in steps, one head extends another of them, or
+    every head has diverged.
     """
     if isinstance(recipes, Recipe):
         recipes = dict.fromkeys(heads, recipes)
-    lengths = {recipes[name].steps(len(train_loader)) for name in heads}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"Heads that are trained in one pass need the same number of steps, above 0; got {lengths}.")
-    steps = lengths.pop()
+    steps = _common_steps(heads, recipes, len(train_loader))
+    _check_independent(model, heads)
     device = next(model.parameters()).device
 
     model.train_only(heads)
@@ -132,60 +143,102 @@ def train(
     writer = _Writer(log, heads)
     step, waited, start = 0, 0.0, time.perf_counter()
 
-    bar = tqdm(total=steps * train_loader.batch_size, unit=" images", unit_scale=True, disable=not progress)
-    for epoch in range(math.ceil(steps / len(train_loader))):
-        train_loader.sampler.set_epoch(epoch)
-        bar.set_description(f"epoch {epoch + 1}")
-        ready = time.perf_counter()
-        for pixel_values, labels in train_loader:
-            waited += time.perf_counter() - ready
-
-            rows = train_step(model, optimizers, pixel_values.to(device, non_blocking=True), labels.to(device), step)
-            step += 1
-
-            bar.update(len(labels))
-            if step % LOG_EVERY == 0 or step in (1, steps):
-                writer.write(rows, step, epoch + 1)
-                bar.set_postfix(loss=f"{min(row['train/loss'] for row in rows.values()):.3f}", refresh=False)
-            if step == steps:
-                break
+    # As a context, so that an error has its line for itself.
+    with tqdm(total=steps * train_loader.batch_size, unit=" images", unit_scale=True, disable=not progress) as bar:
+        for epoch in range(math.ceil(steps / len(train_loader))):
+            train_loader.sampler.set_epoch(epoch)
+            bar.set_description(f"epoch {epoch + 1}")
             ready = time.perf_counter()
+            for pixel_values, labels in train_loader:
+                waited += time.perf_counter() - ready
 
-        # Choose: the selection split is seen by nobody else, and draws no random number.
-        scores = evaluate(model, select_loader, heads)
-        rows = {}
-        for name, score in scores.items():
-            best[name].consider(epoch, score, model.heads[name])
-            rows[name] = {f"select/{key}": value for key, value in asdict(score).items()}
-        writer.write(rows, step, epoch + 1)
-        bar.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} select top-1 {s.top1:.4f}" for name, s in scores.items()))
-    bar.close()
+                rows = train_step(model, optimizers, pixel_values.to(device, non_blocking=True), labels.to(device))
+                drop_diverged(optimizers, rows, best, step)
+                step += 1
+
+                bar.update(len(labels))
+                if step % LOG_EVERY == 0 or step in (1, steps):
+                    writer.write(rows, step, epoch + 1)
+                    bar.set_postfix(loss=f"{min(row['train/loss'] for row in rows.values()):.3f}", refresh=False)
+                if step == steps:
+                    break
+                ready = time.perf_counter()
+
+            # Choose: the selection split is seen by nobody else, and draws no random number.
+            scores = evaluate(model, select_loader, list(optimizers))
+            rows = {}
+            for name, score in scores.items():
+                best[name].consider(epoch, score, model.heads[name])
+                rows[name] = {f"select/{key}": value for key, value in asdict(score).items()}
+            writer.write(rows, step, epoch + 1)
+            bar.write(
+                f"epoch {epoch + 1}: " + ", ".join(f"{name} select top-1 {s.top1:.4f}" for name, s in scores.items())
+            )
 
     seconds = time.perf_counter() - start
     logger.info("%d steps in %.0f s, of which %.0f s waiting for data", steps, seconds, waited)
     for name in heads:
-        model.heads[name].load_state_dict(best[name].tensors)
+        if best[name].tensors:
+            model.heads[name].load_state_dict(best[name].tensors)
     model.eval()
     return best
 
 
+def _common_steps(heads: Sequence[str], recipes: Mapping[str, Recipe], per_epoch: int) -> int:
+    lengths = {recipes[name].steps(per_epoch) for name in heads}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"Heads that are trained in one pass need the same number of steps, above 0; got {lengths}.")
+    return lengths.pop()
+
+
+def _check_independent(model, heads: Sequence[str]) -> None:
+    for name in heads:
+        moving = [ancestor for ancestor in model.with_ancestors([name])[:-1] if ancestor in heads]
+        if moving:
+            raise ValueError(
+                f"{name} extends {', '.join(moving)}, which would move while it learns. Train what it extends first."
+            )
+
+
 def train_step(
-    model, optimizers: Mapping[str, HeadOptimizer], pixel_values: Tensor, labels: Tensor, step: int
+    model, optimizers: Mapping[str, HeadOptimizer], pixel_values: Tensor, labels: Tensor
 ) -> dict[str, dict[str, float]]:
     """One step of every head on one batch: pixel_values [B, channels, height, width], labels int64 [B].
 
-    Returns for each head its metrics. Raises ValueError for a loss that is not finite.
+    A head whose loss or gradient is not finite makes no step: its parameters stay finite, and so does all that stands
+    beside them in the pass.
+
+    Returns for each head its `train/loss`, `train/lr` and `train/gradient_norm`.
     """
     outputs = model(pixel_values, heads=list(optimizers), with_base=False, labels=dict.fromkeys(optimizers, labels))
-    # The sum's gradient is each head's own: no head's loss depends on another's parameters.
-    torch.stack([outputs[name].loss for name in optimizers]).sum().backward()
+    losses = torch.stack([outputs[name].loss for name in optimizers])
+    losses.sum().backward()  # each head gets the gradient of its own loss: no other depends on its parameters
+    norms = torch.stack([optimizer.clip() for optimizer in optimizers.values()])
     rows = {}
-    for name, optimizer in optimizers.items():
-        loss, rate = outputs[name].loss.item(), optimizer.rate
-        if not math.isfinite(loss):
-            raise ValueError(f"The loss of {name} is {loss} after {step} steps at rate {rate:g}: lower --lr.")
-        rows[name] = {"train/loss": loss, "train/lr": rate, "train/gradient_norm": optimizer.step()}
+    for (name, optimizer), loss, norm in zip(
+        optimizers.items(), losses.detach().tolist(), norms.tolist(), strict=True
+    ):  # the device is waited for twice in a step, not twice for each head
+        rows[name] = {"train/loss": loss, "train/lr": optimizer.rate, "train/gradient_norm": norm}
+        if math.isfinite(loss) and math.isfinite(norm):
+            optimizer.step()
     return rows
+
+
+def drop_diverged(
+    optimizers: dict[str, HeadOptimizer], rows: Mapping[str, Mapping[str, float]], best: Mapping[str, Best], step: int
+) -> None:
+    """Take heads whose loss or gradient is not finite out of training. Raises ValueError if none is left."""
+    for name, row in rows.items():
+        if not (math.isfinite(row["train/loss"]) and math.isfinite(row["train/gradient_norm"])):
+            what = (
+                f"The loss of {name} is {row['train/loss']}, its gradient's norm {row['train/gradient_norm']}, "
+                f"after {step} steps at rate {row['train/lr']:g}: lower --lr."
+            )
+            best[name].diverged_at = step
+            del optimizers[name]
+            if not optimizers:
+                raise ValueError(what)
+            logger.warning("%s The other heads go on.", what)
 
 
 class _Writer:

@@ -314,13 +314,10 @@ def test_a_rate_that_destroys_the_head_is_an_error(tmp_path, base, colours, caps
     flags = ["--base_model", base, "--output", tmp_path, "-d", f"folder:{colours}", "--lr", "1e38"]
     assert run_command(vit_train.main, [*QUICK, *map(str, flags)], prog="prog") == 2
     error = capsys.readouterr().err
-    assert re.search(
-        r"prog: error: The loss of colours is (nan|inf) after \d+ steps at rate \S+: lower --lr\.\n", error
-    )
+    assert re.search(r"prog: error: The loss of colours is \S+, .* steps at rate \S+: lower --lr\.\n", error)
     assert not (tmp_path / "colours_model.safetensors").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the open progress bar is in front of the message, and once more behind it")
 def test_an_error_within_training_has_the_last_line_for_itself(tmp_path, base, colours, capsys):
     flags = ["--base_model", base, "--output", tmp_path, "-d", f"folder:{colours}", "--lr", "1e38"]
     run_command(vit_train.main, [*QUICK, *map(str, flags)], prog="prog")
@@ -362,11 +359,10 @@ def test_two_heads_of_one_name(trained, tmp_path, capsys):
     assert "There is a head colours already" in error
 
 
-@pytest.mark.xfail(strict=True, reason="says 'zip() argument 2 is longer than argument 1'")
 def test_one_file_under_two_names(trained, capsys):
     path = trained / "colours_model.safetensors"
     error = fails(capsys, vit_validation, "--models_folder", trained, "-m", "colours", path)
-    assert "colours" in error and "zip" not in error
+    assert f"colours and {path} are the same head file" in error
 
 
 def test_a_head_that_does_not_say_its_data(trained, tmp_path, capsys):
