@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP) ## train two heads on the base that ships, put them together, evaluate and draw
+demo: $(STAMP) ## train two heads on the base that ships, put them together, draw
 	$(RUN) learnable_memory demo
 
 figures: $(STAMP) ## draw the pictures of the README

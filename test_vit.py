@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import ViTForImageClassification, ViTModel
 
@@ -131,7 +132,7 @@ def test_frozen_base_records_no_autograd_and_an_image_that_asks_gets_its_gradien
 
 
 def test_inference_mode_leaves_nothing_behind_that_training_cannot_use():
-    model = build([(2, True, set()), (1, True, {0})], tiny_model())
+    model = build([(2, True, set()), (1, True, set())], tiny_model())
     with torch.inference_mode():
         model(images())
     model.train_only(["h0", "h1"])
@@ -244,7 +245,9 @@ def test_a_child_gives_its_ancestors_no_gradient_even_if_they_are_trained():
     add_random_head(model, "B", 4, 2, extends=["A"])
     add_random_head(model, "C", 4, 1, extends=["B"])
     assert not any(parameter.requires_grad for name in "AB" for parameter in model.heads[name].parameters())
-    model.train_only(["A", "B", "C"])
+    with pytest.raises(ValueError, match="C extends A, B, which would move while it learns"):
+        model.train_only(["A", "B", "C"])
+    model.heads.requires_grad_(True)
     expected = oracle_gradients(model, "C", pixel_values, labels)
     model.zero_grad()
     model(pixel_values, labels={"C": labels})["C"].loss.backward()
@@ -347,6 +350,25 @@ def test_labels_fill_the_loss_of_their_heads_only():
     assert output["h1"].loss is None
 
 
+def test_adding_loading_and_sharing_draw_nothing_from_the_global_generator(tmp_path):
+    model = tiny_model()
+    model.add_head("A", 4, generator=torch.Generator())
+    model.save_head("A", tmp_path / "A.safetensors")
+    model.remove_head("A")
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    model.load_head(tmp_path / "A.safetensors")
+    model.add_head("B", 4, generator=torch.Generator())
+    SelfAttentionWithMemory.from_attention(model.vit.layers[0].attention)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_logits_of_heads_are_float32_under_autocast():
+    model = build([(2, True, set())], tiny_model())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images())["h0"].logits.dtype == torch.float32
+
+
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_attentions_and_hidden_states_under_every_backend_change_no_logit(backend):
     model = build([(2, True, set()), (1, False, {0}), (4, True, set())], tiny_model(attn_implementation=backend))
@@ -383,7 +405,7 @@ def test_the_work_of_concatenated_heads_grows_linearly():
     model = build([(20, True, set())] * 40, tiny_model())
     graph = model._graph(model.head_names)
     assert graph.memory.index.shape == (40, 20)
-    assert graph.inherited_memory.index.shape == (40, 0) and graph.inherited_classes.index.shape == (40, 0)
+    assert graph.inherited_memory.index.shape == (40, 0) and graph.class_mask is None
 
 
 # ------------------------------------------------------------------------------------------------------- save and load
@@ -434,24 +456,62 @@ def test_checkpoint_without_a_classifier_has_no_base_answers_and_the_same_finger
 
 
 def test_old_key_names_load(legacy):
-    from safetensors.torch import load_file
-
     model, expected = MemoryCapableViT.from_pretrained(legacy / "base"), load_file(legacy / "expected.safetensors")
     assert difference(model(expected["pixel_values"])["base"].logits, expected["base_logits"]) < 1e-5
 
 
 def test_missing_and_unexpected_keys_are_errors(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     tiny_base().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     kept = {name: value for name, value in weights.items() if name != "vit.layernorm.bias"}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"Missing: \['vit.layernorm.bias'\]; unexpected: nothing"):
+    with pytest.raises(
+        ValueError, match=r"Missing: vit\.layernorm\.bias; unexpected: nothing; of another shape: nothing"
+    ):
         MemoryCapableViT.from_pretrained(tmp_path)
     save_file({**weights, "extra.weight": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"Missing: nothing; unexpected: \['extra.weight'\]"):
+    with pytest.raises(ValueError, match=r"Missing: nothing; unexpected: extra\.weight; of another shape: nothing"):
         MemoryCapableViT.from_pretrained(tmp_path)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for also in ({}, {"ignore_mismatched_sizes": True}):  # never a classifier of random numbers
+        with pytest.raises(ValueError, match=r"of another shape: classifier\.bias, classifier\.weight"):
+            MemoryCapableViT.from_pretrained(tmp_path, num_labels=9, **also)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="are damaged or cut short"):
+        MemoryCapableViT.from_pretrained(tmp_path)
+
+
+def test_asking_a_checkpoint_without_a_classifier_for_labels_is_an_error(tmp_path):
+    ViTModel(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no classifier\. For a new one: add_head\(name, 9, \.\.\.\)"):
+        MemoryCapableViT.from_pretrained(tmp_path, num_labels=9)
+
+
+def test_a_base_that_was_changed_on_disk_is_another_base(tmp_path):
+    model = tiny_model(attn_implementation="sdpa")
+    model.save_pretrained(tmp_path / "bare")
+    add_random_head(model, "A", 4)
+    model.save_pretrained(tmp_path / "with-head")
+    for folder, changed in (("bare", False), ("bare", True), ("with-head", True)):
+        path = tmp_path / folder / "model.safetensors"
+        if changed:
+            weights = load_file(path)
+            weights["vit.layernorm.bias"] += 1
+            save_file(weights, path, metadata={"format": "pt"})
+        if folder == "bare":
+            assert (MemoryCapableViT.from_pretrained(tmp_path / folder).fingerprint == model.fingerprint) is not changed
+        else:
+            with pytest.raises(ValueError, match="was changed after its heads were saved with it"):
+                MemoryCapableViT.from_pretrained(tmp_path / folder)
+
+
+def test_a_model_saved_in_bfloat16_keeps_its_fingerprint(tmp_path):
+    model = tiny_model()
+    add_random_head(model, "A", 4)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    again = MemoryCapableViT.from_pretrained(tmp_path)
+    assert again.fingerprint == model.fingerprint and again.dtype == torch.float32
+    assert torch.equal(again.heads["A"].class_token, model.heads["A"].class_token)
 
 
 # ----------------------------------------------------------------------------------------------------------- wrong use
@@ -508,6 +568,12 @@ def test_forward_and_from_base_refuse():
         model(images(), heads=["B"])
     with pytest.raises(ValueError, match="There are labels for base, which do not answer in this pass"):
         model(images(), with_base=False, labels={"base": torch.zeros(3, dtype=torch.long)})
+    with pytest.raises(TypeError, match=r"labels takes a mapping such as \{'CIFAR100': targets\}, got Tensor"):
+        model(images(), labels=torch.zeros(3, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"got the string 'A'; write \['A'\]"):
+        model(images(), heads="A")
+    with pytest.raises(KeyError, match="ask for the base's own answers with with_base=True"):
+        model(images(), heads=["base"])
     with pytest.raises(TypeError, match="from_base takes a ViTForImageClassification or a ViTModel, got Linear"):
         MemoryCapableViT.from_base(torch.nn.Linear(1, 1))
     with pytest.raises(KeyError, match="There is no head 'B'"):

@@ -10,6 +10,8 @@ its queries meet the keys and values that the base stream has just computed, its
     B images          T heads with a class token    D width            L layers
     P patches         k heads of a mask             H attention heads  C classes of a head
     N base tokens     m memory tokens of one head   d = D / H          M memory tokens of all T heads in a layer
+
+N = P + S, S being the base's own special tokens: the class token, first of all (S = 1 for ViT).
 """
 
 import copy
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ViTForImageClassification, ViTModel
@@ -27,6 +30,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_attention_forward
+from transformers.utils import logging as hf_logging
 
 from learnable_memory import heads as head_files
 from learnable_memory.heads import HeadSpec
@@ -95,10 +99,10 @@ def build_attention_mask(
 
 
 class TaskGraph:
-    """Which memory and which other class tokens each class token sees, as padded index tensors.
+    """Which memory and which other class tokens each class token sees.
 
-    Every row has as many entries as its head needs, padded to the longest, so work grows with the number of heads and
-    of edges and never with heads x all memories.
+    Memory is listed for each head and padded to the longest list, so work grows with the number of heads times what one
+    head sees, never with heads times all memories.
     """
 
     def __init__(self, specs: Sequence[HeadSpec], device: torch.device) -> None:
@@ -108,18 +112,22 @@ class TaskGraph:
         ends = [sum(memory_tokens[: i + 1]) for i in range(len(memory_tokens))]
         own = [list(range(end - m, end)) for end, m in zip(ends, memory_tokens, strict=True)]
         self.memory = _padded(own, device)  # [T, m_max], into the M memory tokens
-        self.inherited_classes = _padded(ancestors, device)  # [T, a_max], into the T class tokens
+        self.class_mask = None  # [T, T], 0 where a class token inherits another, -inf elsewhere; None without edges
+        if any(ancestors):
+            self.class_mask = torch.full((len(specs), len(specs)), float("-inf"), device=device)
+            for i, row in enumerate(ancestors):
+                self.class_mask[i, row] = 0
         self.inherited_memory = _padded([[cell for j in row for cell in own[j]] for row in ancestors], device)
         normed = [spec.memory_norm for spec in specs for _ in range(spec.memory_tokens)]
         self.normed = torch.tensor(normed, dtype=torch.bool, device=device)  # [M], memory that takes the layer norm
         self.all_normed, self.any_normed = all(normed), any(normed)
 
     def visible(self, weights: Tensor, head: int, base_tokens: int) -> Tensor:
-        """The row of one head in `attend`'s weights without padding: [B, H, T, x] -> [B, H, 1, columns]."""
-        parts = (self.inherited_classes, None, self.inherited_memory, self.memory)
-        real = [torch.ones(1, dtype=torch.bool) if part is None else part.mask[head].cpu() == 0 for part in parts]
-        keep = torch.cat([torch.ones(base_tokens, dtype=torch.bool), *real]).to(weights.device)
-        return weights[:, :, head : head + 1, keep]
+        """What one head sees of `attend`'s weights: [B, H, T, columns] -> [B, H, 1, its columns]."""
+        always = torch.zeros(base_tokens, device=weights.device)
+        classes = always[:0] if self.class_mask is None else self.class_mask[head]
+        row = torch.cat([always, classes, always[:1], self.inherited_memory.mask[head], self.memory.mask[head]])
+        return weights[:, :, head : head + 1, row == 0]
 
 
 class Padded(NamedTuple):
@@ -160,7 +168,8 @@ class SelfAttentionWithMemory(ViTAttention):
     @classmethod
     def from_attention(cls, attention: ViTAttention) -> "SelfAttentionWithMemory":
         """The joint form of a stock layer, sharing its weights."""
-        joint = cls(attention.config)
+        with torch.device("meta"):  # its own weights are never made
+            joint = cls(attention.config)
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             setattr(joint, name, getattr(attention, name))
         return joint
@@ -198,31 +207,36 @@ def attend(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention of the class tokens over the base's tokens, themselves, what they inherit, and their memory.
 
-    What is inherited is detached: a head's loss never reaches the heads that it extends.
+    What is inherited is detached: a head's loss never reaches the heads that it extends (nor, through them, the image:
+    input gradients leave that path out).
 
     Args:
         query: [B, H, T, d]
         base, own, memory: keys and values, [B, H, N, d], [B, H, T, d] and [H, M, d] each.
 
     Returns:
-        Values [B, H, T, d], and weights [B, H, T, N + a_max + 1 + s_max + m_max] with 0 at the padding.
+        Values [B, H, T, d], and weights [B, H, T, columns] with 0 where nothing is seen. Columns: N base tokens,
+        T class tokens if any is inherited, itself, inherited memory, own memory.
     """
     query = query * attention.scaling
     scores = [query @ base[0].transpose(-1, -2)]  # [B, H, T, N]
     mixes = [lambda weights: weights @ base[1]]
 
-    def ask(columns: Padded, key: Tensor, value: Tensor, pairs: str) -> None:
-        """Each class token asks the tokens that `columns.index` lists for it; key, value [.., tokens, d]."""
-        if columns.index.shape[1]:
-            key, value = key[..., columns.index, :], value[..., columns.index, :]  # [.., T, x, d]
-            scores.append(torch.einsum(f"bhtd,{pairs}->bhtx", query, key) + columns.mask.to(query.dtype))
-            mixes.append(lambda weights: torch.einsum(f"bhtx,{pairs}->bhtd", weights, value))
+    def ask(cells: Padded, key: Tensor, value: Tensor) -> None:
+        """Each class token asks the memory that `cells.index` lists for it; key, value [H, M, d]."""
+        if cells.index.shape[1]:
+            key, value = key[:, cells.index], value[:, cells.index]  # [H, T, x, d]
+            scores.append(torch.einsum("bhtd,htxd->bhtx", query, key) + cells.mask.to(query.dtype))
+            mixes.append(lambda weights: torch.einsum("bhtx,htxd->bhtd", weights, value))
 
-    ask(graph.inherited_classes, own[0].detach(), own[1].detach(), "bhtxd")
+    if graph.class_mask is not None:
+        others = own[0].detach(), own[1].detach()
+        scores.append(query @ others[0].transpose(-1, -2) + graph.class_mask.to(query.dtype))  # [B, H, T, T]
+        mixes.append(lambda weights: weights @ others[1])
     scores.append((query * own[0]).sum(-1, keepdim=True))  # [B, H, T, 1]
     mixes.append(lambda weights: weights * own[1])
-    ask(graph.inherited_memory, memory[0].detach(), memory[1].detach(), "htxd")
-    ask(graph.memory, *memory, "htxd")
+    ask(graph.inherited_memory, memory[0].detach(), memory[1].detach())
+    ask(graph.memory, *memory)
 
     weights = _softmax(torch.cat(scores, dim=-1))
     parts = weights.split([score.shape[-1] for score in scores], dim=-1)
@@ -239,7 +253,8 @@ class Head(nn.Module):
         self.class_token = nn.Parameter(torch.empty(width)) if spec.class_token else None
         shapes = [(spec.memory_tokens, width)] * (layers if spec.memory_tokens else 0)
         self.memory = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
-        self.classifier = nn.Linear(width, spec.num_labels)
+        # Not nn.Linear(...), which would draw values from the global generator only for them to be replaced.
+        self.classifier = nn.utils.skip_init(nn.Linear, width, spec.num_labels)
 
     @torch.no_grad()
     def initialise(self, base_class_token: Tensor, std: float, generator: torch.Generator | None = None) -> None:
@@ -275,7 +290,7 @@ class Head(nn.Module):
 
         def keep_precision(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+            return tensor.to(moved.device, torch.float32) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
         return super()._apply(keep_precision, recurse)
 
@@ -295,6 +310,12 @@ def base_tensors(vit: ViTModel) -> dict[str, Tensor]:
         modules |= {f"layers.{index}.{ours}": layer.get_submodule(theirs) for ours, theirs in BASE_NAMES.items()}
     tensors = {f"{name}.{leaf}": value for name, module in modules.items() for leaf, value in module.named_parameters()}
     return tensors | {"class_token": vit.embeddings.cls_token, "positions": vit.embeddings.position_embeddings}
+
+
+def _some(names: Iterable[str]) -> str:
+    """A list for an error message, not longer than somebody reads."""
+    names = sorted(names)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "nothing"
 
 
 class BaseLayer(NamedTuple):
@@ -378,35 +399,62 @@ class MemoryCapableViT(ViTForImageClassification):
         """Load any HuggingFace ViT checkpoint, old or new key names, with the heads that `save_pretrained` put there.
 
         As in HuggingFace, with two differences: `dtype` is float32 unless told otherwise, whatever the file holds, and
-        a key that is missing or unexpected is an error. A checkpoint without a classifier gets none: no `"base"` entry.
-        Heads arrive frozen; `train_only` wakes them.
+        a tensor that is missing, unexpected or of another shape is an error. A checkpoint without a classifier gets
+        none: no `"base"` entry. Heads arrive frozen; `train_only` wakes them.
 
-        Raises ValueError for missing or unexpected keys, OSError if there is no such checkpoint.
+        Raises ValueError for such tensors and for a damaged file, OSError if there is no such checkpoint.
         """
+        name = pretrained_model_name_or_path
         dtype = kwargs.pop("torch_dtype", None) or dtype
         want_info = kwargs.pop("output_loading_info", False)
-        kwargs |= {"dtype": torch.float32, "output_loading_info": True}  # the fingerprint is taken before any cast
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        # float32 first, because the fingerprint is taken before any cast; all that does not fit is judged below.
+        ours = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        verbosity = hf_logging.get_verbosity()
+        hf_logging.set_verbosity_error()  # its report would tell of a classifier that is going to be trained
+        try:
+            model, info = super().from_pretrained(name, *args, **{**kwargs, **ours})
+        except SafetensorError as error:
+            raise ValueError(f"The weights in {name} are damaged or cut short: {error}.") from None
+        finally:
+            hf_logging.set_verbosity(verbosity)
         missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-        if missing and missing == {name for name in model.state_dict() if name.startswith("classifier.")}:
+        if missing and missing == {key for key in model.state_dict() if key.startswith("classifier.")}:
+            if "num_labels" in kwargs:
+                raise ValueError(
+                    f"{name} has no classifier. For a new one: add_head(name, {kwargs['num_labels']}, ...)."
+                )
             missing = set()
             model.classifier, model.num_labels, model.config.num_labels = nn.Identity(), 0, 0
-        if missing or unexpected:
+        mismatched = {entry[0] for entry in info["mismatched_keys"]}
+        if missing or unexpected or mismatched:
             raise ValueError(
-                f"{pretrained_model_name_or_path} is not a whole ViT checkpoint. "
-                f"Missing: {sorted(missing) or 'nothing'}; unexpected: {sorted(unexpected) or 'nothing'}."
+                f"{name} is not a whole ViT checkpoint. Missing: {_some(missing)}; unexpected: {_some(unexpected)}; "
+                f"of another shape: {_some(mismatched)}."
             )
-        if model.fingerprint is None:
-            model.fingerprint = head_files.content_hash(base_tensors(model.vit))
-            model.base_id = str(pretrained_model_name_or_path)
+        model._recognise(name)
         model.requires_grad_(False).eval()
         if dtype == "auto":  # what the config on disk says; the loaded one says float32
             hub = ("cache_dir", "revision", "token", "local_files_only", "subfolder", "force_download")
             where = {key: kwargs[key] for key in hub if key in kwargs}
-            dtype = cls.config_class.from_pretrained(pretrained_model_name_or_path, **where).dtype
+            dtype = cls.config_class.from_pretrained(name, **where).dtype
         if dtype is not None:
             model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         return (model, info) if want_info else model
+
+    def _recognise(self, source: str | os.PathLike) -> None:
+        """Take the fingerprint of a base that was just loaded, or the recorded one if nobody changed it since.
+
+        The recorded one is that of the values before a cast to bfloat16, say, which those on disk cannot tell any more.
+        """
+        found = head_files.content_hash(base_tensors(self.vit))
+        record = getattr(self.config, "learnable_memory", None) or {}
+        if found == record.get("saved_as"):
+            return
+        if self.heads:
+            raise ValueError(
+                f"The base in {source} was changed after its heads were saved with it: they do not fit it."
+            )
+        self.fingerprint, self.base_id = found, str(source)
 
     @classmethod
     def from_base(cls, base: ViTForImageClassification | ViTModel) -> "MemoryCapableViT":
@@ -431,7 +479,12 @@ class MemoryCapableViT(ViTForImageClassification):
     def save_pretrained(self, save_directory, **kwargs):
         """As in HuggingFace; the heads and the base's fingerprint are recorded in the config, so that they return."""
         specs = [dataclasses.asdict(head.spec) for head in self.heads.values()]
-        self.config.learnable_memory = {"fingerprint": self.fingerprint, "base_id": self.base_id, "heads": specs}
+        self.config.learnable_memory = {
+            "fingerprint": self.fingerprint,
+            "saved_as": head_files.content_hash(base_tensors(self.vit)),
+            "base_id": self.base_id,
+            "heads": specs,
+        }
         return super().save_pretrained(save_directory, **kwargs)
 
     @property
@@ -507,7 +560,17 @@ class MemoryCapableViT(ViTForImageClassification):
         self._graphs.clear()
 
     def train_only(self, names: Iterable[str]) -> list[nn.Parameter]:
-        """Make the parameters of these heads, and no others, trainable, and return them."""
+        """Make the parameters of these heads, and no others, trainable, and return them.
+
+        Raises ValueError if one of them extends another: what a head is built on must not move while it learns.
+        """
+        names = self._names(names)
+        for name in names:
+            moving = [ancestor for ancestor in self.with_ancestors([name])[:-1] if ancestor in names]
+            if moving:
+                raise ValueError(
+                    f"{name} extends {', '.join(moving)}, which would move while it learns: train that first."
+                )
         chosen = [self._head(name) for name in names]
         self.requires_grad_(False)
         return [parameter.requires_grad_(True) for head in chosen for parameter in head.parameters()]
@@ -535,10 +598,7 @@ class MemoryCapableViT(ViTForImageClassification):
     def save_head(self, name: str, path: str | os.PathLike, metadata: Mapping | None = None) -> None:
         """Write one head as a file of its own (`learnable_memory.heads`). `metadata` is added to the head's own."""
         head = self._head(name)
-        parents = [
-            {"name": parent, "hash": head_files.content_hash(self.heads[parent].tensors())}
-            for parent in head.spec.extends
-        ]
+        parents = self._parents(head.spec)
         spec = dataclasses.replace(head.spec, metadata={**head.spec.metadata, **(metadata or {})})
         base = {"id": self.base_id, "fingerprint": self.fingerprint}
         size = self.config.hidden_size, self.config.num_hidden_layers
@@ -554,9 +614,9 @@ class MemoryCapableViT(ViTForImageClassification):
         size = self.config.hidden_size, self.config.num_hidden_layers
         head_files.check_base(file.metadata, self.fingerprint, *size, where=str(path))
         for parent in file.metadata["extends"]:
-            here = self.heads[parent["name"]].tensors() if parent["name"] in self.heads else None
-            if here is None or head_files.content_hash(here) != parent["hash"]:
-                what = "is not loaded" if here is None else "is loaded with other weights"
+            here = self._hash(parent["name"]) if parent["name"] in self.heads else None
+            if here != parent["hash"]:
+                what = "is not loaded" if here is None else "is loaded, but is not the one that it was trained on"
                 raise ValueError(f"{path} extends the head {parent['name']}, which {what}. Load that one's file first.")
         spec = head_files.spec_of(file.metadata)
         unseen = torch.Generator()  # what it draws is replaced; the global generator must not notice
@@ -565,7 +625,22 @@ class MemoryCapableViT(ViTForImageClassification):
         self.heads[spec.name].requires_grad_(False)
         return spec.name
 
+    def _parents(self, spec: HeadSpec) -> list[dict[str, str]]:
+        return [{"name": parent, "hash": self._hash(parent)} for parent in spec.extends]
+
+    def _hash(self, name: str) -> str:
+        head = self._head(name)
+        return head_files.head_hash(head.spec, head.tensors(), self._parents(head.spec))
+
+    def _names(self, names: Iterable[str]) -> list[str]:
+        """Names of heads that exist, each once. Raises TypeError for a string, KeyError for an unknown head."""
+        if isinstance(names, str):
+            raise TypeError(f"heads takes a list of names, got the string {names!r}; write [{names!r}].")
+        return [name for name in dict.fromkeys(names) if self._head(name)]
+
     def _head(self, name: str) -> Head:
+        if name == "base":
+            raise KeyError("'base' is no head: ask for the base's own answers with with_base=True.")
         if name not in self.heads:
             raise KeyError(f"There is no head {name!r}. The heads are: {', '.join(self.heads) or 'none'}.")
         return self.heads[name]
@@ -602,11 +677,14 @@ class MemoryCapableViT(ViTForImageClassification):
         Returns:
             Mapping head name -> ImageClassifierOutput, `"base"` first; `logits` are [B, C], float32 for heads.
 
-        Raises KeyError for an unknown head, ValueError for labels of a head that does not answer.
+        Raises KeyError for an unknown head, ValueError for labels of a head that does not answer, TypeError for labels
+        that are no mapping.
         """
-        names = self.head_names if heads is None else [self._head(name).spec.name for name in dict.fromkeys(heads)]
+        names = self.head_names if heads is None else self._names(heads)
         with_base = with_base and self.has_base_classifier
-        labels = labels or {}
+        labels = {} if labels is None else labels
+        if not isinstance(labels, Mapping):
+            raise TypeError(f"labels takes a mapping such as {{'CIFAR100': targets}}, got {type(labels).__name__}.")
         silent = [name for name in labels if name not in names and not (name == "base" and with_base)]
         if silent:
             raise ValueError(f"There are labels for {', '.join(silent)}, which do not answer in this pass.")
@@ -718,6 +796,7 @@ class MemoryCapableViT(ViTForImageClassification):
         return layer.mlp(layer.layernorm_after(tokens)) + tokens, weights
 
     def _classify(self, name: str, features: Tensor) -> Tensor:
-        """[B, D] -> float32 logits [B, C]"""
+        """[B, D] -> float32 logits [B, C], also under autocast"""
         classifier = self.heads[name].classifier
-        return classifier(features.to(classifier.weight.dtype))
+        with torch.autocast(features.device.type, enabled=False):
+            return classifier(features.to(classifier.weight.dtype))

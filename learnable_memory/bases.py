@@ -7,7 +7,6 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BASE = "google/vit-base-patch32-224-in21k"
 SHIPPED_BASE = "models/base-tiny"
 
 CONFIG = "config.json"
@@ -31,6 +30,8 @@ def find_base(name_or_folder: str, cache_dir: Path | None = None, download: bool
         FileNotFoundError: neither a folder, nor in the cache, nor reachable.
     """
     folder = Path(name_or_folder).expanduser()
+    if name_or_folder == SHIPPED_BASE and not folder.is_dir():  # called from another folder than the project's
+        folder = Path(__file__).resolve().parent.parent / SHIPPED_BASE
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
             raise ValueError(f"the base model folder {folder} has no {CONFIG}; give a folder saved by save_pretrained")

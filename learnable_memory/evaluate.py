@@ -45,22 +45,24 @@ def evaluate(
     Raises ValueError if the loader has no images, or a label is none of a head's classes.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     asked = [name for name in dict.fromkeys((*heads, *alongside)) if name != "base"]
+    was_training = model.training
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in heads}  # right, right among five, loss
     images, start = 0, time.perf_counter()
-    for pixel_values, labels in (bar := tqdm(loader, desc=description, disable=description is None, unit="batch")):
-        labels = labels.to(device, non_blocking=True)
-        outputs = model(pixel_values.to(device, non_blocking=True), heads=asked, with_base="base" in heads)
-        for name in heads:
-            sums[name] += _count(name, outputs[name].logits, labels)
-        images += len(labels)
-        bar.set_postfix_str(f"{images / (time.perf_counter() - start):.0f} images/s", refresh=False)
+    try:
+        model.eval()
+        for pixel_values, labels in (bar := tqdm(loader, desc=description, disable=description is None, unit="batch")):
+            labels = labels.to(device, non_blocking=True)
+            outputs = model(pixel_values.to(device, non_blocking=True), heads=asked, with_base="base" in heads)
+            for name in heads:
+                sums[name] += _count(name, outputs[name].logits, labels)
+            images += len(labels)
+            bar.set_postfix_str(f"{images / (time.perf_counter() - start):.0f} images/s", refresh=False)
+    finally:
+        model.train(was_training)
     if not images:
         raise ValueError("There are no images to evaluate on.")
     speed = images / (time.perf_counter() - start)
-    model.train(was_training)
     return {name: Score(images, *(total / images).tolist(), speed) for name, total in sums.items()}
 
 

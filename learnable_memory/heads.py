@@ -88,8 +88,8 @@ class HeadFile:
 def content_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256, 64 hexadecimal digits, over names, shapes and values (as little-endian float32, sorted by name).
 
-    Independent of how a file stores the values: float16 and bfloat16 widen to float32 without loss. The hash of a base
-    (its *fingerprint*) and the hash by which a head names its parents are both this one.
+    Independent of how a file stores the values: float16 and bfloat16 widen to float32 without loss. That of a base
+    is called its *fingerprint*.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -99,14 +99,25 @@ def content_hash(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def head_hash(spec: HeadSpec, tensors: Mapping[str, torch.Tensor], parents: Sequence[Mapping]) -> str:
+    """By what a head names a parent: all that decides the parent's answers, its own parents included."""
+    decides = [content_hash(tensors), spec.memory_norm, [[parent["name"], parent["hash"]] for parent in parents]]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+
 def describe(spec: HeadSpec, base: Mapping, hidden_size: int, num_layers: int, parents: Sequence[Mapping]) -> dict:
     """The metadata of a head's file.
 
     Args:
         base: `{"id", "fingerprint"}` of the base.
-        parents: `{"name", "hash"}` of each head in `spec.extends`, the hash being its `content_hash`.
+        parents: `{"name", "hash"}` of each head in `spec.extends`, the hash being its `head_hash`.
+
+    Raises ValueError if the spec's own metadata uses a key that is taken.
     """
     record = asdict(spec)
+    taken = [key for key in record["metadata"] if key in REQUIRED]
+    if taken:
+        raise ValueError(f"Metadata cannot be called {', '.join(taken)}: a head file has these already.")
     return {
         **record.pop("metadata"), **record, "format_version": FORMAT_VERSION, "base": dict(base),
         "hidden_size": hidden_size, "num_layers": num_layers, "extends": list(parents),
@@ -140,8 +151,11 @@ def check_metadata(metadata: Mapping, where: str) -> None:
         )
     missing = [key for key in REQUIRED if key not in metadata]
     if not missing:
-        missing = [f"base.{key}" for key in ("id", "fingerprint") if key not in metadata["base"]]
-        missing += [f"extends.{key}" for key in ("name", "hash") for parent in metadata["extends"] if key not in parent]
+        base, parents = metadata["base"], metadata["extends"]
+        if not isinstance(base, dict) or not isinstance(parents, list) or not all(isinstance(p, dict) for p in parents):
+            raise ValueError(f"{where} has a damaged header: base is no object, or extends no list of objects.")
+        missing = [f"base.{key}" for key in ("id", "fingerprint") if key not in base]
+        missing += [f"extends.{key}" for key in ("name", "hash") for parent in parents if key not in parent]
     if missing:
         raise ValueError(f"{where} is not a complete head file: its metadata lacks {', '.join(missing)}.")
 
@@ -161,6 +175,9 @@ def check(tensors: Mapping[str, torch.Tensor], metadata: Mapping, where: str) ->
     wrong = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype != torch.float32]
     if wrong:
         raise ValueError(f"{where} must hold float32 tensors only, but {', '.join(wrong)}.")
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{where} has values that are not finite in {', '.join(broken)}: its training has diverged.")
 
 
 def check_base(metadata: Mapping, fingerprint: str, hidden_size: int, num_layers: int, where: str) -> None:
@@ -189,7 +206,9 @@ def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata:
     check(tensors, metadata, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
-        save_file(tensors, unfinished, metadata={HEADER_KEY: json.dumps(metadata, separators=(",", ":"))})
+        save_file(
+            tensors, unfinished, metadata={HEADER_KEY: json.dumps(metadata, separators=(",", ":"), allow_nan=False)}
+        )
     return path
 
 

@@ -16,6 +16,9 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    def identity(self, row: int) -> str:
+        """What tells this image from the others on every machine: its file's name, or its place in a fixed list."""
+
     def describe(self, row: int) -> str:
         """What to call this image in an error."""
 
@@ -31,6 +34,9 @@ class ArrayImages:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def identity(self, row: int) -> str:
+        return str(row)
 
     def describe(self, row: int) -> str:
         return f"row {row} of {self.name}"
@@ -48,6 +54,9 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.column)
 
+    def identity(self, row: int) -> str:
+        return str(row)
+
     def describe(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
@@ -56,13 +65,16 @@ class EncodedImages:
 
 
 class ImageFiles:
-    """Images on disk."""
+    """Images on disk, under a root that may lie elsewhere on another machine."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[Path], root: Path) -> None:
+        self.paths, self.root = list(paths), root
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def identity(self, row: int) -> str:
+        return self.paths[row].relative_to(self.root).as_posix()
 
     def describe(self, row: int) -> str:
         return str(self.paths[row])
@@ -110,9 +122,10 @@ class ImageSet(Dataset):
 
     @property
     def hash(self) -> str:
-        """16 hex characters over which rows belong to the split, in which order, and their labels."""
-        digest = hashlib.sha256(self.indices.astype("<i8").tobytes())
-        digest.update(self.labels.astype("<i8").tobytes())
+        """16 hex characters over which images belong to the split, in which order, and their labels."""
+        digest = hashlib.sha256()
+        for row, label in zip(self.indices, self.labels, strict=True):
+            digest.update(f"{self._images.identity(int(row))}\0{label}\0".encode())
         return digest.hexdigest()[:16]
 
     def image(self, index: int) -> Image.Image:

@@ -195,7 +195,7 @@ def _read_class_folders(root: Path) -> tuple[ImageSet, list[str]]:
             raise ValueError(f"{folder} has no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
         paths += files
         labels += [label] * len(files)
-    return ImageSet(ImageFiles(paths), np.array(labels)), [folder.name for folder in folders]
+    return ImageSet(ImageFiles(paths, root), np.array(labels)), [folder.name for folder in folders]
 
 
 # ------------------------------------------------------------------------------------------------------------- parquet

@@ -43,6 +43,10 @@ class Recipe:
     warmup_steps: int = 5
     max_steps: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}, but it has to be 1 or more, or None for no limit.")
+
     def steps(self, per_epoch: int) -> int:
         """The real number of steps, for a loader of `per_epoch` batches."""
         return min(self.epochs * per_epoch, self.max_steps or math.inf)
@@ -89,7 +93,7 @@ class Best:
         epoch: counted from 0; -1 before the first.
         score: on the selection split.
         tensors: the head's state dict then.
-        diverged_at: the step, from 0, at which its loss or gradient was not finite and it was stopped; None if it went
+        diverged_at: the step, from 1, at which its loss or gradient was not finite and it was stopped; None if it went
             through.
     """
 
@@ -133,7 +137,6 @@ def train(
     if isinstance(recipes, Recipe):
         recipes = dict.fromkeys(heads, recipes)
     steps = _common_steps(heads, recipes, len(train_loader))
-    _check_independent(model, heads)
     device = next(model.parameters()).device
 
     model.train_only(heads)
@@ -144,7 +147,9 @@ def train(
     step, waited, start = 0, 0.0, time.perf_counter()
 
     # As a context, so that an error has its line for itself.
-    with tqdm(total=steps * train_loader.batch_size, unit=" images", unit_scale=True, disable=not progress) as bar:
+    epochs, rest = divmod(steps, len(train_loader))
+    images = epochs * len(train_loader.dataset) + rest * train_loader.batch_size
+    with tqdm(total=images, unit=" images", unit_scale=True, disable=not progress) as bar:
         for epoch in range(math.ceil(steps / len(train_loader))):
             train_loader.sampler.set_epoch(epoch)
             bar.set_description(f"epoch {epoch + 1}")
@@ -153,13 +158,14 @@ def train(
                 waited += time.perf_counter() - ready
 
                 rows = train_step(model, optimizers, pixel_values.to(device, non_blocking=True), labels.to(device))
-                drop_diverged(optimizers, rows, best, step)
                 step += 1
+                diverged = drop_diverged(optimizers, rows, best, step)
 
                 bar.update(len(labels))
-                if step % LOG_EVERY == 0 or step in (1, steps):
+                if step % LOG_EVERY == 0 or step in (1, steps) or diverged:
                     writer.write(rows, step, epoch + 1)
-                    bar.set_postfix(loss=f"{min(row['train/loss'] for row in rows.values()):.3f}", refresh=False)
+                    lowest = min(row["train/loss"] for name, row in rows.items() if name in optimizers)
+                    bar.set_postfix(loss=f"{lowest:.3f}", refresh=False)
                 if step == steps:
                     break
                 ready = time.perf_counter()
@@ -191,15 +197,6 @@ def _common_steps(heads: Sequence[str], recipes: Mapping[str, Recipe], per_epoch
     return lengths.pop()
 
 
-def _check_independent(model, heads: Sequence[str]) -> None:
-    for name in heads:
-        moving = [ancestor for ancestor in model.with_ancestors([name])[:-1] if ancestor in heads]
-        if moving:
-            raise ValueError(
-                f"{name} extends {', '.join(moving)}, which would move while it learns. Train what it extends first."
-            )
-
-
 def train_step(
     model, optimizers: Mapping[str, HeadOptimizer], pixel_values: Tensor, labels: Tensor
 ) -> dict[str, dict[str, float]]:
@@ -226,19 +223,24 @@ def train_step(
 
 def drop_diverged(
     optimizers: dict[str, HeadOptimizer], rows: Mapping[str, Mapping[str, float]], best: Mapping[str, Best], step: int
-) -> None:
-    """Take heads whose loss or gradient is not finite out of training. Raises ValueError if none is left."""
+) -> bool:
+    """Take heads whose loss or gradient is not finite out of training, and say whether there were any.
+
+    Raises ValueError if none is left.
+    """
+    before = len(optimizers)
     for name, row in rows.items():
         if not (math.isfinite(row["train/loss"]) and math.isfinite(row["train/gradient_norm"])):
             what = (
                 f"The loss of {name} is {row['train/loss']}, its gradient's norm {row['train/gradient_norm']}, "
-                f"after {step} steps at rate {row['train/lr']:g}: lower --lr."
+                f"at step {step} and rate {row['train/lr']:g}: lower --lr."
             )
             best[name].diverged_at = step
             del optimizers[name]
             if not optimizers:
                 raise ValueError(what)
             logger.warning("%s The other heads go on.", what)
+    return len(optimizers) < before
 
 
 class _Writer:

@@ -9,7 +9,8 @@ import huggingface_hub
 import pytest
 from transformers import ViTImageProcessor
 
-from learnable_memory.bases import DEFAULT_BASE, SHIPPED_BASE, find_base, load_processor
+from learnable_memory.bases import SHIPPED_BASE, find_base, load_processor
+from learnable_memory.config import DEFAULT_BASE
 from learnable_memory.transforms import Preprocessing
 
 COMMIT = "0123456789" * 4
@@ -183,3 +184,9 @@ def test_folder_without_processor(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config.json; add the one") as caught:
         load_processor(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_the_base_that_ships_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).resolve().parent.parent / SHIPPED_BASE
+    assert find_base(SHIPPED_BASE, tmp_path, download=False) == shipped

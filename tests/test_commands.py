@@ -19,6 +19,7 @@ from learnable_memory import heads
 from learnable_memory.commands import run_command
 from learnable_memory.runlog import read_metrics
 from tiny import tiny_base
+from vit import MemoryCapableViT
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR100 = ROOT.parent / "shared" / "data" / "cifar100"
@@ -247,17 +248,22 @@ def copy_of(trained: Path, folder: Path, name: str, **changes) -> Path:
 
 def test_heads_of_different_preprocessing_take_a_pass_each(trained, tmp_path, capsys, caplog):
     """Alone and together the same, although the pixels of one head would be wrong for the other."""
-    settings = heads.read_metadata(trained / "colours_model.safetensors")["preprocessing"]
-    copy_of(trained, tmp_path, "colours", preprocessing={**settings, "mean": [0.2] * 3})
+    stored = {name: heads.read_metadata(trained / heads.file_name(name)) for name in ("colours", "brightness")}
+    copy_of(trained, tmp_path, "colours", preprocessing={**stored["colours"]["preprocessing"], "mean": [0.2] * 3})
     copy_of(trained, tmp_path, "brightness")
-    validate(tmp_path, "-m", "colours")
-    alone = rows_of(capsys.readouterr().out)
+    output = tmp_path / "results.json"
+
+    def losses(*names):
+        validate(tmp_path, "-m", *names, "--output", str(output))
+        return {row["head"]: row["loss"] for row in json.loads(output.read_text())["heads"]}
+
+    alone = losses("colours")
     assert "kinds of preprocessing" not in caplog.text
-    validate(tmp_path, "-m", "colours", "brightness")
-    together = rows_of(capsys.readouterr().out)
+    together = losses("colours", "brightness")
     assert "The heads need 2 kinds of preprocessing" in caplog.text
-    assert together["colours"] == alone["colours"]
-    assert together["brightness"]["against the file"] == "+0.00"
+    assert together["colours"] == pytest.approx(alone["colours"], rel=1e-4)
+    assert together["colours"] != pytest.approx(stored["colours"]["metrics"]["eval"]["loss"], rel=1e-2)
+    assert together["brightness"] == pytest.approx(stored["brightness"]["metrics"]["eval"]["loss"], rel=1e-4)
 
 
 def test_another_evaluation_split_is_not_compared(trained, tmp_path, capsys, caplog):
@@ -314,7 +320,7 @@ def test_a_rate_that_destroys_the_head_is_an_error(tmp_path, base, colours, caps
     flags = ["--base_model", base, "--output", tmp_path, "-d", f"folder:{colours}", "--lr", "1e38"]
     assert run_command(vit_train.main, [*QUICK, *map(str, flags)], prog="prog") == 2
     error = capsys.readouterr().err
-    assert re.search(r"prog: error: The loss of colours is \S+, .* steps at rate \S+: lower --lr\.\n", error)
+    assert re.search(r"prog: error: The loss of colours is \S+, .* at step \d+ and rate \S+: lower --lr\.\n", error)
     assert not (tmp_path / "colours_model.safetensors").exists()
 
 
@@ -322,6 +328,48 @@ def test_an_error_within_training_has_the_last_line_for_itself(tmp_path, base, c
     flags = ["--base_model", base, "--output", tmp_path, "-d", f"folder:{colours}", "--lr", "1e38"]
     run_command(vit_train.main, [*QUICK, *map(str, flags)], prog="prog")
     assert capsys.readouterr().err.splitlines()[-1].startswith("prog: error: The loss of colours is ")
+
+
+@pytest.mark.slow
+def test_a_broken_image_in_a_loading_process_is_one_line_that_names_it(tmp_path, base, capsys):
+    folder = save_pictures(tmp_path / "data", ["a", "b"], lambda pixels, name: None)
+    for path in (folder / "a").iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    flags = ["--base_model", base, "--output", tmp_path, "-d", f"folder:{folder}", *QUICK, "--workers", "1"]
+    assert run_command(vit_train.main, [*map(str, flags)], prog="prog") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"prog: error: cannot read the image .*/data/a/\d+\.png \(", last) and "Traceback" not in last
+
+
+def test_an_interrupted_run_is_repeated_without_a_flag(tmp_path, base, brightness):
+    (tmp_path / "brightness_run").mkdir()
+    (tmp_path / "brightness_run" / "metrics.jsonl").write_text("{}\n")
+    train(base, tmp_path, "-d", f"folder:{brightness}", "-e", "1")
+    assert (tmp_path / "brightness_model.safetensors").exists()
+
+
+def test_a_head_on_a_folder_that_has_heads_already(tmp_path, base, brightness):
+    model = MemoryCapableViT.from_pretrained(base)
+    model.add_head("brightness", 2)
+    model.save_pretrained(tmp_path / "base")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "base")
+    train(tmp_path / "base", tmp_path, "-d", f"folder:{brightness}", "-e", "1")
+    assert heads.read_metadata(tmp_path / "brightness_model.safetensors")["base"]["fingerprint"] == model.fingerprint
+
+
+def test_heads_are_loaded_after_those_that_they_extend(trained, base, brightness, tmp_path, capsys):
+    model = MemoryCapableViT.from_pretrained(base)
+    parent = trained / "brightness_model.safetensors"
+    model.load_head(parent)
+    model.add_head("child", 2, extends=["brightness"], metadata=dict(model.heads["brightness"].spec.metadata))
+    model.save_head("child", tmp_path / "child.safetensors")
+    validate(trained, "-m", str(tmp_path / "child.safetensors"), str(parent))
+    assert list(rows_of(capsys.readouterr().out)) == ["child", "brightness"]
+
+
+def test_a_folder_for_results_is_refused_before_anything_is_done(trained, tmp_path, capsys):
+    error = fails(capsys, vit_validation, "--models_folder", trained, "-m", "colours", "--output", tmp_path)
+    assert f"--output {tmp_path} is a folder: name a file in it" in error
 
 
 def test_names_without_a_file(trained, capsys):

@@ -51,6 +51,19 @@ def test_folder_with_splits(tmp_path: Path, splits: tuple[str, ...], select: int
     assert data.source == f"folder with {', '.join(('train', *splits))}"
 
 
+def test_the_hash_of_a_split_sees_which_files_are_in_it_wherever_the_folder_lies(tmp_path: Path) -> None:
+    """A renamed file moves all that follow it, and with them training images into the evaluation split."""
+    hashes = []
+    for number, root in enumerate(("here", "there", "renamed")):
+        folder = write_classes(tmp_path / root, {"a": 10, "b": 10})
+        if root == "renamed":
+            first = min((folder / "a").iterdir())
+            first.rename(first.with_name(f"zzz{first.suffix}"))
+        hashes.append(load_data_set(f"folder:{folder}", tmp_path).eval.hash)
+        assert number or len(load_data_set(f"folder:{folder}", tmp_path).eval) == 4
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_folder_is_recorded_with_its_resolved_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_classes(tmp_path / "flat", CLASSES)
     monkeypatch.chdir(tmp_path)

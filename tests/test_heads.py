@@ -184,7 +184,7 @@ def test_a_child_needs_its_parents_as_they_were(tmp_path):
     with pytest.raises(ValueError, match=r"B.safetensors extends the head A, which is not loaded\. Load that one's"):
         model.load_head(files["B"])
     add_random_head(model, "A", 4, 2, seed=99)
-    with pytest.raises(ValueError, match="extends the head A, which is loaded with other weights"):
+    with pytest.raises(ValueError, match="extends the head A, which is loaded, but is not the one"):
         model.load_head(files["B"])
     assert model.head_names == ["A"]
 
@@ -253,6 +253,42 @@ def test_incomplete_metadata_within_a_key_is_an_error(path, changes):
     model.add_head("B", 3)
     with pytest.raises(ValueError, match="metadata lacks"):
         model.load_head(path)
+
+
+@pytest.mark.parametrize("changes", [{"base": 3}, {"extends": {}}, {"extends": ["B"]}], ids=str)
+def test_metadata_of_another_type_is_an_error(path, changes):
+    head_file(path)
+    rewrite(path, **changes)
+    with pytest.raises(ValueError, match=r"has a damaged header: base is no object, or extends no list of objects\."):
+        heads.load(path)
+
+
+def test_values_that_are_not_finite_are_refused(path):
+    model = tiny_model()
+    model.add_head("A", 3)
+    with torch.no_grad():
+        model.heads["A"].memory[1][0, 0] = float("inf")
+    with pytest.raises(ValueError, match="has values that are not finite in memory: its training has diverged"):
+        model.save_head("A", path)
+    assert not path.exists()
+
+
+def test_metadata_cannot_take_the_place_of_what_the_file_says_itself(path):
+    model = tiny_model()
+    model.add_head("A", 3)
+    with pytest.raises(ValueError, match="Metadata cannot be called base: a head file has these already"):
+        model.save_head("A", path, {"base": "mine"})
+
+
+def test_a_parent_is_another_one_if_it_reads_its_memory_in_another_way(tmp_path):
+    """Its tensors are the same, its answers are not."""
+    model, other = tiny_model(), tiny_model()
+    for each, memory_norm in ((model, True), (other, False)):
+        each.add_head("A", 3, memory_norm=memory_norm, generator=torch.Generator().manual_seed(0))
+    model.add_head("B", 3, extends=["A"])
+    model.save_head("B", tmp_path / "B.safetensors")
+    with pytest.raises(ValueError, match="extends the head A, which is loaded, but is not the one that it was trained"):
+        other.load_head(tmp_path / "B.safetensors")
 
 
 UNFIT = {

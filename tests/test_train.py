@@ -318,18 +318,36 @@ def test_a_head_that_diverges_stops_and_the_others_end_as_they_would_without_it(
     recipes = {"A": Recipe(epochs=2), "B": Recipe(epochs=2), "C": Recipe(epochs=2, lr=0.01)}
     best = fit(model, ["A", "B", "C"], recipes)
     fit(alone, ["A", "C"], recipes)
-    assert {name: each.diverged_at for name, each in best.items()} == {"A": None, "B": 0, "C": None}
+    assert {name: each.diverged_at for name, each in best.items()} == {"A": None, "B": 1, "C": None}
     assert best["B"].score is None
-    assert "The loss of B is nan, its gradient's norm nan, after 0 steps at rate 0.006" in caplog.text
+    assert "The loss of B is nan, its gradient's norm nan, at step 1 and rate 0.006" in caplog.text
     assert max(difference(model.heads[name], alone.heads[name]) for name in "AC") < 1e-6
 
 
+@pytest.mark.xfail(strict=True, reason="a head with less memory is padded with the first head's, and 0 * nan is nan")
+@pytest.mark.parametrize("diverging", "AB")
+def test_a_head_that_diverges_does_not_reach_a_head_with_another_number_of_cells(diverging):
+    alone, model = tiny_model(), tiny_model()
+    for each in (alone, model):
+        for name, cells in (("A", 3), ("B", 1)):
+            each.add_head(name, 3, cells, generator=torch.Generator().manual_seed(ord(name)))
+    (other,) = {"A", "B"} - {diverging}
+    recipes = {other: Recipe(epochs=1), diverging: Recipe(epochs=1, lr=1e38)}
+    best = fit(model, ["A", "B"], recipes)
+    fit(alone, [other], recipes)
+    assert best[diverging].diverged_at == 1 and best[other].diverged_at is None
+    assert difference(model.heads[other], alone.heads[other]) < 1e-6
+
+
 def test_a_rate_that_is_far_too_high_is_an_error():
-    message = (
-        r"The loss of A is (nan|inf), its gradient's norm (nan|inf), after \d+ steps at rate \S+e\+\d+: lower --lr"
-    )
+    message = r"The loss of A is (nan|inf), its gradient's norm (nan|inf), at step \d+ and rate \S+e\+\d+: lower --lr"
     with pytest.raises(ValueError, match=message):
         fit(toy(), ["A"], Recipe(lr=1e38))
+
+
+def test_a_limit_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="max_steps is 0, but it has to be 1 or more, or None for no limit"):
+        Recipe(max_steps=0)
 
 
 def test_heads_in_one_pass_need_the_same_number_of_steps():

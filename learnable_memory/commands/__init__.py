@@ -39,6 +39,9 @@ def run_command(
 
 
 def _end(prog: str | None, message: str, code: int) -> int:
+    # An error of a loading process arrives with that process's traceback as its text; what matters is the last line.
+    if "Original Traceback" in message:
+        message = "error: " + message.strip().splitlines()[-1].partition(": ")[2]
     one_line = " ".join(message.split())
     print(f"{prog or Path(sys.argv[0]).name}: {one_line}", file=sys.stderr)
     return code

@@ -34,5 +34,7 @@ def load_base(base: str, options: RunOptions) -> tuple[MemoryCapableViT, Preproc
     folder = find_base(base, options.directory / "ceng502", download=not options.no_download)
     model = MemoryCapableViT.from_pretrained(folder)
     model.base_id = base  # not the folder in the cache
+    for name in reversed(model.head_names):  # a folder with heads of its own serves as a base all the same
+        model.remove_head(name)
     model.to(resolve_device(options.device))
     return model, Preprocessing.from_processor(load_processor(folder))

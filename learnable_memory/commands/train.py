@@ -23,7 +23,7 @@ OF_THE_MACHINE = ("directory", "output", "device", "workers", "no_download", "ov
 def run(options: TrainOptions) -> int:
     """Train as the options say; leaves the head's file, its curves and its run folder in `options.output`."""
     start_logging()
-    name = options.name
+    name = heads.HeadSpec(options.name, num_labels=1).name  # a name that is not legal, before anything is loaded
     path = options.output / heads.file_name(name)
     if path.exists() and not options.overwrite:
         raise FileExistsError(f"{path} exists: choose another --name or --output, or replace it with --overwrite.")
@@ -35,7 +35,8 @@ def run(options: TrainOptions) -> int:
     )  # fmt: skip
     announce(model, name, data)
 
-    with RunLog(options.output / f"{name}_run", overwrite=options.overwrite) as log:
+    # A run folder without a head beside it is what an interrupted run left: it is written anew.
+    with RunLog(options.output / f"{name}_run", overwrite=True) as log:
         log.options(to_dict(options))
         best, score = fit(model, name, data, preprocessing, options, log)
     chosen = {"epoch": best.epoch + 1, "select": asdict(best.score), "eval": asdict(score)}

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 def run(options: ValidationOptions) -> int:
     """Evaluate as the options say, print the table, and write it where `options.output` says."""
     start_logging()
+    if options.output and options.output.is_dir():
+        raise IsADirectoryError(f"--output {options.output} is a folder: name a file in it, such as results.json.")
     rows = validate(options)
     print(table(rows))
     if options.output:
@@ -36,7 +38,7 @@ def validate(options: ValidationOptions) -> list[dict]:
     if base is None:
         raise ValueError(f"{paths[0]} does not say which base it was trained on: name it with --base_model.")
     model, preprocessing = load_base(base, options)
-    for path in paths:
+    for path in parents_first(files):
         model.load_head(path)
 
     rows = {}
@@ -53,6 +55,18 @@ def validate(options: ValidationOptions) -> list[dict]:
             scores = evaluate(model, loader, names, together, description=f"{', '.join(names)}")
             rows |= {metadata["name"]: row(metadata, data, asdict(scores[metadata["name"]])) for metadata in scored}
     return [rows[metadata["name"]] for metadata in files.values()]
+
+
+def parents_first(files: Mapping[Path, dict]) -> list[Path]:
+    """The files in an order in which they can be loaded: heads after those that they extend."""
+    waiting, order = dict(files), []
+    while waiting:
+        names = {metadata["name"] for metadata in waiting.values()}
+        ready = [path for path, m in waiting.items() if not names & {parent["name"] for parent in m["extends"]}]
+        for path in ready or list(waiting):  # a circle cannot be loaded: load_head says why
+            order.append(path)
+            del waiting[path]
+    return order
 
 
 def check_memory_tokens(files: dict[Path, dict], expected: Sequence[int | None]) -> None:
@@ -117,7 +131,8 @@ def table(rows: Sequence[dict], extra: Mapping[str, Sequence[str]] | None = None
         "top-5": [f"{100 * row['top5']:.2f}" for row in rows],
         "images/s": [f"{row['images_per_second']:.0f}" for row in rows],
         "against the file": [
-            "unknown" if row["difference"] is None else f"{100 * row['difference']:+.2f}" for row in rows
+            "unknown" if row["difference"] is None else f"{round(100 * row['difference'], 2) + 0.0:+.2f}"
+            for row in rows
         ],
         **(extra or {}),
     }
