@@ -245,7 +245,7 @@ def test_a_child_gives_its_ancestors_no_gradient_even_if_they_are_trained():
     add_random_head(model, "B", 4, 2, extends=["A"])
     add_random_head(model, "C", 4, 1, extends=["B"])
     assert not any(parameter.requires_grad for name in "AB" for parameter in model.heads[name].parameters())
-    with pytest.raises(ValueError, match="C extends A, B, which would move while it learns"):
+    with pytest.raises(ValueError, match="B extends A, which would move while it learns"):
         model.train_only(["A", "B", "C"])
     model.heads.requires_grad_(True)
     expected = oracle_gradients(model, "C", pixel_values, labels)

@@ -254,7 +254,7 @@ def test_every_epoch_has_views_of_its_own():
     class Recorded:
         """Hands the loader's batches on and keeps them."""
 
-        sampler, batch_size = loader.sampler, loader.batch_size
+        sampler, batch_size, dataset = loader.sampler, loader.batch_size, loader.dataset
 
         def __len__(self):
             return len(loader)
@@ -335,7 +335,7 @@ def test_a_head_that_diverges_does_not_reach_a_head_with_another_number_of_cells
     recipes = {other: Recipe(epochs=1), diverging: Recipe(epochs=1, lr=1e38)}
     best = fit(model, ["A", "B"], recipes)
     fit(alone, [other], recipes)
-    assert best[diverging].diverged_at == 1 and best[other].diverged_at is None
+    assert best[diverging].diverged_at == 2 and best[other].diverged_at is None
     assert difference(model.heads[other], alone.heads[other]) < 1e-6
 
 
