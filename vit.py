@@ -111,13 +111,15 @@ class TaskGraph:
         ancestors = ancestors_of([[names.index(parent) for parent in spec.extends] for spec in specs])
         ends = [sum(memory_tokens[: i + 1]) for i in range(len(memory_tokens))]
         own = [list(range(end - m, end)) for end, m in zip(ends, memory_tokens, strict=True)]
-        self.memory = _padded(own, device)  # [T, m_max], into the M memory tokens
+        # Padded with a row of zeros behind all memory: another head's could be infinite, and 0 * inf is not 0.
+        self.memory = _padded(own, ends[-1] if ends else 0, device)  # [T, m_max], into the M memory tokens
         self.class_mask = None  # [T, T], 0 where a class token inherits another, -inf elsewhere; None without edges
         if any(ancestors):
             self.class_mask = torch.full((len(specs), len(specs)), float("-inf"), device=device)
             for i, row in enumerate(ancestors):
                 self.class_mask[i, row] = 0
-        self.inherited_memory = _padded([[cell for j in row for cell in own[j]] for row in ancestors], device)
+        inherited = [[cell for j in row for cell in own[j]] for row in ancestors]
+        self.inherited_memory = _padded(inherited, ends[-1] if ends else 0, device)
         normed = [spec.memory_norm for spec in specs for _ in range(spec.memory_tokens)]
         self.normed = torch.tensor(normed, dtype=torch.bool, device=device)  # [M], memory that takes the layer norm
         self.all_normed, self.any_normed = all(normed), any(normed)
@@ -137,9 +139,9 @@ class Padded(NamedTuple):
     mask: Tensor
 
 
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Padded:
+def _padded(rows: Sequence[Sequence[int]], padding: int, device: torch.device) -> Padded:
     longest = max(map(len, rows), default=0)
-    index = [list(row) + [0] * (longest - len(row)) for row in rows]
+    index = [list(row) + [padding] * (longest - len(row)) for row in rows]
     mask = [[0.0] * len(row) + [float("-inf")] * (longest - len(row)) for row in rows]
     shape = (len(rows), longest)  # also where a side is 0
     return Padded(
@@ -212,7 +214,8 @@ def attend(
 
     Args:
         query: [B, H, T, d]
-        base, own, memory: keys and values, [B, H, N, d], [B, H, T, d] and [H, M, d] each.
+        base, own, memory: keys and values, [B, H, N, d], [B, H, T, d] and [H, M + 1, d] each, the last
+            memory being what lists are padded with.
 
     Returns:
         Values [B, H, T, d], and weights [B, H, T, columns] with 0 where nothing is seen. Columns: N base tokens,
@@ -223,7 +226,7 @@ def attend(
     mixes = [lambda weights: weights @ base[1]]
 
     def ask(cells: Padded, key: Tensor, value: Tensor) -> None:
-        """Each class token asks the memory that `cells.index` lists for it; key, value [H, M, d]."""
+        """Each class token asks the memory that `cells.index` lists for it; key, value [H, M + 1, d]."""
         if cells.index.shape[1]:
             key, value = key[:, cells.index], value[:, cells.index]  # [H, T, x, d]
             scores.append(torch.einsum("bhtd,htxd->bhtx", query, key) + cells.mask.to(query.dtype))
@@ -789,7 +792,8 @@ class MemoryCapableViT(ViTForImageClassification):
         normed = layer.layernorm_before(tokens)
         projections = (attention.k_proj, attention.v_proj)
         own = tuple(_split(projection(normed), attention) for projection in projections)  # [B, H, T, d]
-        memory = tuple(_split(projection(memory), attention) for projection in projections)  # [H, M, d]
+        memory = F.pad(memory, (0, 0, 0, 1))  # [M + 1, D], the last row being the padding of TaskGraph
+        memory = tuple(_split(projection(memory), attention) for projection in projections)  # [H, M + 1, d]
         query = _split(attention.q_proj(normed), attention)  # [B, H, T, d]
         context, weights = attend(attention, query, (key, value), own, memory, graph)
         tokens = attention.o_proj(context.transpose(1, 2).flatten(2)) + tokens  # [B, T, D]

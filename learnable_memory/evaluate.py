@@ -44,6 +44,8 @@ def evaluate(
 
     Raises ValueError if the loader has no images, or a label is none of a head's classes.
     """
+    if "base" in heads and not model.has_base_classifier:
+        raise ValueError("The base has no classifier, so it has no answers to score.")
     device = next(model.parameters()).device
     asked = [name for name in dict.fromkeys((*heads, *alongside)) if name != "base"]
     was_training = model.training
