@@ -82,7 +82,7 @@ DATA_SETS = {
     "CIFAR100": _Named(read_cifar100, "crop_flip"),
     "CIFAR100-new20": _Named(partial(read_cifar100, classes=range(4, 100, 5)), "crop_flip"),  # not seen by base-tiny
     "Digits": _Named(read_digits, "shift"),
-    "FashionMNIST": _Named(read_fashion_mnist, "shift_flip"),
+    "FashionMNIST": _Named(read_fashion_mnist, "flip"),
 }
 PREFIXES = {
     "folder": _Prefixed(read_folder, "resized_crop_flip", lambda path: str(Path(path).expanduser().resolve()), "PATH"),

@@ -23,7 +23,7 @@ INTERPOLATION = {
     "lanczos": v2.InterpolationMode.LANCZOS,
 }
 RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as processors store them
-VIEWS = ("resized_crop_flip", "crop_flip", "shift_flip", "shift")
+VIEWS = ("resized_crop_flip", "crop_flip", "flip", "shift")
 
 # What `from_processor` reads, and what a processor may say besides without changing the pixels of an RGB image.
 _READ = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"}
@@ -158,9 +158,9 @@ class Preprocessing:
         Args:
             views: "resized_crop_flip": a random 8 to 100 percent of the image, resized, mirrored half of the time
                 (Szegedy et al. 2015, the paper's choice); "crop_flip": resized to 8/7 of the size, a random crop of the
-                size, mirrored half of the time (the paper's choice for CIFAR-100); "shift_flip": moved by up to an
-                eighth of the size, the border repeated, mirrored half of the time, for objects that fill the image;
-                "shift": the same, never mirrored, for classes that a mirror changes (digits).
+                size, mirrored half of the time (the paper's choice for CIFAR-100); "flip": the whole image,
+                mirrored half of the time, for objects that fill it; "shift": moved by up to an eighth of the size, the
+                border repeated, never mirrored, for classes that a mirror changes (digits).
 
         Raises:
             ValueError: unknown `views`.
@@ -173,9 +173,10 @@ class Preprocessing:
         elif views == "crop_flip":
             steps = [v2.Resize(self._room_for_crops(), interpolation, antialias=True), v2.RandomCrop(size)]
         else:
-            whole = [v2.Resize(list(self.resize), interpolation, antialias=True), _CenterCrop(*size)]
+            steps = [v2.Resize(list(self.resize), interpolation, antialias=True), _CenterCrop(*size)]
+        if views == "shift":
             room = [self.width // 8, self.height // 8]  # left and right, above and below
-            steps = [*whole, v2.RandomCrop(size, padding=room, padding_mode="edge")]
+            steps.append(v2.RandomCrop(size, padding=room, padding_mode="edge"))
         if views.endswith("flip"):
             steps.append(v2.RandomHorizontalFlip())
         return v2.Compose([_to_pixels, *steps, self._normalize()])

@@ -285,7 +285,7 @@ def test_fashion_mnist_from_torchvision_files(tmp_path: Path) -> None:
     assert data.source == "torchvision: FashionMNIST/raw"
     assert (len(data.train), len(data.select), len(data.eval)) == (30, 10, 20)  # one of four is held out of each class
     assert data.labels[9] == "Ankle boot"
-    assert data.views == "shift_flip"
+    assert data.views == "flip"
     assert [image.getpixel((5, 5)) for image in map(data.eval.image, range(20))] == list(range(20))
     assert data.eval.image(0).mode == "L"
 

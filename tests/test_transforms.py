@@ -154,7 +154,7 @@ def test_training_views_have_the_shape_and_range_of_the_base(views: str, resize:
 
 
 @pytest.mark.parametrize(
-    ("views", "mirrored"), [("resized_crop_flip", True), ("crop_flip", True), ("shift_flip", True), ("shift", False)]
+    ("views", "mirrored"), [("resized_crop_flip", True), ("crop_flip", True), ("flip", True), ("shift", False)]
 )
 def test_only_the_flip_views_mirror(views: str, mirrored: bool) -> None:
     ramp = np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (32, 1))  # dark left, bright right
@@ -196,7 +196,7 @@ def test_resized_crops_take_8_to_100_percent_of_the_image() -> None:
 
 
 def test_unknown_views_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"views is 'mosaic'; legal: resized_crop_flip, crop_flip, shift_flip, shift$"):
+    with pytest.raises(ValueError, match=r"views is 'mosaic'; legal: resized_crop_flip, crop_flip, flip, shift$"):
         SQUARE.train_transform("mosaic")
 
 
