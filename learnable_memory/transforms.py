@@ -159,7 +159,7 @@ class Preprocessing:
             views: "resized_crop_flip": a random 8 to 100 percent of the image, resized, mirrored half of the time
                 (Szegedy et al. 2015, the paper's choice); "crop_flip": resized to 8/7 of the size, a random crop of the
                 size, mirrored half of the time (the paper's choice for CIFAR-100); "flip": the whole image,
-                mirrored half of the time, for objects that fill it; "shift": moved by up to an eighth of the size, the
+                mirrored half of the time, for objects that fill it; "shift": moved by up to a sixteenth of the size, the
                 border repeated, never mirrored, for classes that a mirror changes (digits).
 
         Raises:
@@ -175,7 +175,7 @@ class Preprocessing:
         else:
             steps = [v2.Resize(list(self.resize), interpolation, antialias=True), _CenterCrop(*size)]
         if views == "shift":
-            room = [self.width // 8, self.height // 8]  # left and right, above and below
+            room = [self.width // 16, self.height // 16]  # left and right, above and below
             steps.append(v2.RandomCrop(size, padding=room, padding_mode="edge"))
         if views.endswith("flip"):
             steps.append(v2.RandomHorizontalFlip())
