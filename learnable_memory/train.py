@@ -103,8 +103,11 @@ class Best:
     diverged_at: int | None = None
 
     def consider(self, epoch: int, score: Score, head: nn.Module) -> bool:
-        """Keep this epoch if it is better than all before it (the earlier one, where two are equal)."""
-        if self.score is not None and score.top1 <= self.score.top1:
+        """Keep this epoch if it is better than all before it.
+
+        On a small split many epochs have the same accuracy: then the lower loss decides, and at last the earlier one.
+        """
+        if self.score is not None and (score.top1, -score.loss) <= (self.score.top1, -self.score.loss):
             return False
         self.epoch, self.score = epoch, score
         self.tensors = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}

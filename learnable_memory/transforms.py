@@ -159,8 +159,8 @@ class Preprocessing:
             views: "resized_crop_flip": a random 8 to 100 percent of the image, resized, mirrored half of the time
                 (Szegedy et al. 2015, the paper's choice); "crop_flip": resized to 8/7 of the size, a random crop of the
                 size, mirrored half of the time (the paper's choice for CIFAR-100); "flip": the whole image,
-                mirrored half of the time, for objects that fill it; "shift": moved by up to a sixteenth of the size, the
-                border repeated, never mirrored, for classes that a mirror changes (digits).
+                mirrored half of the time, for objects that fill it; "shift": moved by up to a sixteenth of the size,
+                the border repeated, never mirrored, for classes that a mirror changes (digits).
 
         Raises:
             ValueError: unknown `views`.

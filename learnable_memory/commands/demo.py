@@ -24,8 +24,8 @@ class DemoOptions(Options):
 
 # Small data sets, few steps: small batches and a rate above the default. The rest is as `vit_train.py` has it.
 RECIPES = {
-    "Digits": {"epochs": 24, "lr": 0.3, "number_of_memory_tokens": 10, "batch_size": 16},
-    "FashionMNIST": {"epochs": 6, "lr": 1.0, "number_of_memory_tokens": 10, "batch_size": 32},
+    "Digits": {"epochs": 24, "lr": 1.0, "number_of_memory_tokens": 5, "batch_size": 16},
+    "FashionMNIST": {"epochs": 8, "lr": 1.0, "number_of_memory_tokens": 10, "batch_size": 32},
 }
 
 
