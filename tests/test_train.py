@@ -158,6 +158,15 @@ def test_best_is_the_first_of_the_best_epochs_and_a_copy():
     assert best.tensors["weight"].item() == 1 and head.weight.item() == 3
 
 
+def test_of_two_epochs_with_the_same_accuracy_the_lower_loss_is_kept():
+    head, best = nn.Linear(1, 1), Best()
+    losses = [0.5, 0.6, 0.3, 0.3]
+    assert [best.consider(i, Score(10, 0.8, 1.0, loss, 1.0), head) for i, loss in enumerate(losses)] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    assert not best.consider(4, Score(10, 0.7, 1.0, 0.1, 1.0), head)
+
+
 def test_an_epoch_without_a_right_answer_is_better_than_none():
     best = Best()
     assert best.consider(0, Score(10, 0.0, 0.0, 9.0, 1.0), nn.Linear(1, 1))
