@@ -180,9 +180,8 @@ def train(
                 best[name].consider(epoch, score, model.heads[name])
                 rows[name] = {f"select/{key}": value for key, value in asdict(score).items()}
             writer.write(rows, step, epoch + 1)
-            bar.write(
-                f"epoch {epoch + 1}: " + ", ".join(f"{name} select top-1 {s.top1:.4f}" for name, s in scores.items())
-            )
+            summary = ", ".join(f"{name} select top-1 {score.top1:.4f}" for name, score in scores.items())
+            (bar.write if progress else logger.info)(f"epoch {epoch + 1}: {summary}")
 
     seconds = time.perf_counter() - start
     logger.info("%d steps in %.0f s, of which %.0f s waiting for data", steps, seconds, waited)
