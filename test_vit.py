@@ -179,7 +179,7 @@ def test_concatenated_equals_separate_in_float32():
     for i in range(4):
         models.append(MemoryCapableViT.from_base(copy.deepcopy(ViTForImageClassification(tiny_config()).eval())))
         models[-1].vit.load_state_dict(models[0].vit.state_dict())
-        models[-1].fingerprint = models[0].fingerprint
+        models[-1]._fingerprint = models[0].fingerprint
         add_random_head(models[-1], f"h{i}", 3, i)
     separate = {f"h{i}": model(images())[f"h{i}"].logits for i, model in enumerate(models)}
     for other in models[1:]:
@@ -559,6 +559,15 @@ def test_concatenate_refuses_and_changes_nothing():
     with pytest.raises(TypeError, match="takes a MemoryCapableViT, got Linear"):
         model.concatenate(torch.nn.Linear(1, 1))
     assert model.head_names == ["A"]
+
+
+def test_models_made_from_a_config_are_different_bases():
+    """Their weights were drawn, not loaded, so nothing has a fingerprint before it is asked for."""
+    one, other = MemoryCapableViT(tiny_config()), MemoryCapableViT(tiny_config())
+    other.add_head("A", 3)
+    assert one.fingerprint != other.fingerprint
+    with pytest.raises(ValueError, match="The models have different bases"):
+        one.concatenate(other)
 
 
 def test_forward_and_from_base_refuse():

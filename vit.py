@@ -387,7 +387,7 @@ class MemoryCapableViT(ViTForImageClassification):
     def __init__(self, config) -> None:
         super().__init__(config)
         record = getattr(config, "learnable_memory", None) or {}
-        self.fingerprint: str | None = record.get("fingerprint")
+        self._fingerprint: str | None = record.get("fingerprint")
         self.base_id: str | None = record.get("base_id")
         self.heads = nn.ModuleDict()
         self._graphs: dict[tuple, TaskGraph] = {}
@@ -457,7 +457,7 @@ class MemoryCapableViT(ViTForImageClassification):
             raise ValueError(
                 f"The base in {source} was changed after its heads were saved with it: they do not fit it."
             )
-        self.fingerprint, self.base_id = found, str(source)
+        self._fingerprint, self.base_id = found, str(source)
 
     @classmethod
     def from_base(cls, base: ViTForImageClassification | ViTModel) -> "MemoryCapableViT":
@@ -474,7 +474,8 @@ class MemoryCapableViT(ViTForImageClassification):
             model = cls(config)
         model.vit = base if isinstance(base, ViTModel) else base.vit
         model.classifier = getattr(base, "classifier", nn.Identity())
-        model.fingerprint = getattr(base, "fingerprint", None) or head_files.content_hash(base_tensors(model.vit))
+        shared = base.fingerprint if isinstance(base, MemoryCapableViT) else None
+        model._fingerprint = shared or head_files.content_hash(base_tensors(model.vit))  # now, before any cast
         model.base_id = getattr(base, "base_id", None) or base.config.name_or_path
         model.requires_grad_(False)
         return model.train(base.training)
@@ -489,6 +490,13 @@ class MemoryCapableViT(ViTForImageClassification):
             "heads": specs,
         }
         return super().save_pretrained(save_directory, **kwargs)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the base's encoder, taken when it was loaded; of a model made from a config, at the first use."""
+        if self._fingerprint is None:
+            self._fingerprint = head_files.content_hash(base_tensors(self.vit))
+        return self._fingerprint
 
     @property
     def has_base_classifier(self) -> bool:
@@ -574,9 +582,8 @@ class MemoryCapableViT(ViTForImageClassification):
                 raise ValueError(
                     f"{name} extends {', '.join(moving)}, which would move while it learns: train that first."
                 )
-        chosen = [self._head(name) for name in names]
         self.requires_grad_(False)
-        return [parameter.requires_grad_(True) for head in chosen for parameter in head.parameters()]
+        return [parameter.requires_grad_(True) for name in names for parameter in self.heads[name].parameters()]
 
     def concatenate(self, other: "MemoryCapableViT") -> None:
         """Copy all heads of `other` into this model; each goes on answering as before.
@@ -722,8 +729,8 @@ class MemoryCapableViT(ViTForImageClassification):
         outputs = self.vit.layernorm(tokens)  # [B, T, D]
         for name in names:
             if name in tasks:
-                i, patches = tasks.index(name), layer.key.shape[-2]
-                rows = (graph.visible(weights, i, patches) for weights in task.rows)
+                i, base_tokens = tasks.index(name), layer.key.shape[-2]
+                rows = (graph.visible(weights, i, base_tokens) for weights in task.rows)
                 answer(name, self._classify(name, outputs[:, i]), (state[:, i : i + 1] for state in task.states), rows)
             else:
                 answer(name, self._classify(name, base_output), (state[:, :1] for state in base.states), base.rows)

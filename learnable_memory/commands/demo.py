@@ -4,14 +4,12 @@ Two heads are trained apart on the base that ships (Digits; the committed subset
 the base's own 80 classes. One model then answers all three tasks in one pass; a table and a picture show it.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from learnable_memory.config import TrainOptions, ValidationOptions
 from learnable_memory.options import Options, option, parse
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,26 +32,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(DemoOptions, __doc__, argv, prog="python -m learnable_memory demo")
     from learnable_memory.commands import train, validation
     from learnable_memory.commands.model import load_base
-    from learnable_memory.config import TrainOptions, ValidationOptions
 
     # A directory of its own, where no data sets are: the demo is about those that ship.
     where = {"base_model": options.base_model, "directory": options.output / "data", "no_download": True}
-    model, _ = load_base(options.base_model, TrainOptions(dataset="Digits", **where))
+    together = ValidationOptions(models_list=tuple(RECIPES), models_folder=options.output, **where)
+    model, preprocessing = load_base(options.base_model, together)
     if not model.has_base_classifier:
         raise ValueError(f"{options.base_model} has no classifier, so it has no answers to put beside those of heads.")
     for name, recipe in RECIPES.items():
         train.run(TrainOptions(dataset=name, output=options.output, overwrite=True, **recipe, **where))
-    together = ValidationOptions(models_list=tuple(RECIPES), models_folder=options.output, **where)
     rows = validation.validate(together)
     pixels = {"linear probe on pixels": [f"{100 * linear_probe_on_pixels(row['head'], together):.2f}" for row in rows]}
-    same, picture = answers_in_one_pass(together, options.output / "answers.png")
+    same, picture = answers_in_one_pass(model, preprocessing, together, options.output / "answers.png")
     print("\nOne model, one forward pass for all heads:\n\n" + validation.table(rows, pixels))
     print(f"\nthe base's own answers are bit for bit those without heads: {'yes' if same else 'NO'}")
     print(f"picture: {picture}")
     return 0 if same else 1
 
 
-def linear_probe_on_pixels(name: str, options: "ValidationOptions") -> float:  # noqa: F821
+def linear_probe_on_pixels(name: str, options: ValidationOptions) -> float:
     """Top-1 on `eval` of a logistic regression on the raw pixels of `train`: what is there without a base."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -69,18 +66,17 @@ def linear_probe_on_pixels(name: str, options: "ValidationOptions") -> float:  #
     return probe.score(pixels(data.eval), data.eval.labels)
 
 
-def answers_in_one_pass(options: "ValidationOptions", picture: Path) -> tuple[bool, Path]:  # noqa: F821
+def answers_in_one_pass(model, preprocessing, options: ValidationOptions, picture: Path) -> tuple[bool, Path]:
     """Draw what one pass over images of both data sets answers, and compare the base's answers to those without heads.
 
-    Returns whether the base's logits are the same, bit for bit, and the picture's path.
+    `model` is the base, without heads yet. Returns whether its own logits are the same, bit for bit, and the picture's
+    path.
     """
     import torch
 
     from learnable_memory import heads, plots
-    from learnable_memory.commands.model import load_base
     from learnable_memory.data import load_data_set
 
-    model, preprocessing = load_base(options.base_model, options)
     splits = [load_data_set(name, options.directory, download=False).eval for name in options.models_list]
     shown = [split.image(i) for split in splits for i in range(5)]
     pixel_values = torch.stack([preprocessing.eval_transform()(image) for image in shown])
