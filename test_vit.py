@@ -125,7 +125,7 @@ def test_frozen_base_records_no_autograd_and_an_image_that_asks_gets_its_gradien
     model = tiny_model()
     add_random_head(model, "A", 4)
     state = next(model.base_stream(images()))
-    assert not state.key.requires_grad and not state.hidden.requires_grad
+    assert not state.seen.key.requires_grad and not state.hidden.requires_grad
     pixel_values = images().requires_grad_()
     model(pixel_values)["A"].logits.sum().backward()
     assert pixel_values.grad.abs().sum() > 0
@@ -201,7 +201,7 @@ def test_joint_attention_layer_equals_one_layer_of_the_two_streams():
     output, weights = joint(normed, layer.layernorm_before(head.memory[0]), mask)
     after = output + torch.cat([base.inputs, tokens], dim=1)
     after = after + layer.mlp(layer.layernorm_after(after))
-    stream, rows = model.task_layer(0, tokens, base.key, base.value, ["A"], model._graph(["A"]))
+    stream, rows = model.task_layer(0, tokens, base.seen, ["A"], model._graph(["A"]))
     assert difference(after[:, :-1], base.hidden) < 1e-9
     assert difference(after[:, -1:], stream) < 1e-9
     assert difference(weights[:, :, -1:], rows) < 1e-9
@@ -338,7 +338,7 @@ def test_without_the_base_the_stream_ends_at_the_last_keys_and_values():
     model = tiny_model()
     layers = list(model.base_stream(images(), stop_early=True))
     assert [layer.hidden is None for layer in layers] == [False, False, True]
-    assert torch.equal(layers[2].key, list(model.base_stream(images()))[2].key)
+    assert torch.equal(layers[2].seen.key, list(model.base_stream(images()))[2].seen.key)
 
 
 def test_labels_fill_the_loss_of_their_heads_only():

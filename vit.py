@@ -35,7 +35,7 @@ from transformers.utils import logging as hf_logging
 from learnable_memory import heads as head_files
 from learnable_memory.heads import HeadSpec
 
-__all__ = ["MemoryCapableViT", "SelfAttentionWithMemory", "build_attention_mask"]
+__all__ = ["BaseTokens", "MemoryCapableViT", "SelfAttentionWithMemory", "build_attention_mask"]
 
 
 # ===================================================================================================== who sees what
@@ -124,12 +124,13 @@ class TaskGraph:
         self.normed = torch.tensor(normed, dtype=torch.bool, device=device)  # [M], memory that takes the layer norm
         self.all_normed, self.any_normed = all(normed), any(normed)
 
-    def visible(self, weights: Tensor, head: int, base_tokens: int) -> Tensor:
+    def visible(self, weights: Tensor, head: int) -> Tensor:
         """What one head sees of `attend`'s weights: [B, H, T, columns] -> [B, H, 1, its columns]."""
-        always = torch.zeros(base_tokens, device=weights.device)
-        classes = always[:0] if self.class_mask is None else self.class_mask[head]
-        row = torch.cat([always, classes, always[:1], self.inherited_memory.mask[head], self.memory.mask[head]])
-        return weights[:, :, head : head + 1, row == 0]
+        own = self.memory.mask.new_zeros(1)
+        classes = own[:0] if self.class_mask is None else self.class_mask[head]
+        added = torch.cat([classes, own, self.inherited_memory.mask[head], self.memory.mask[head]])
+        base = own.expand(weights.shape[-1] - len(added))  # always seen
+        return weights[:, :, head : head + 1, torch.cat([base, added]) == 0]
 
 
 class Padded(NamedTuple):
@@ -203,8 +204,55 @@ class SelfAttentionWithMemory(ViTAttention):
         return self.o_proj((weights @ value).transpose(1, 2).flatten(2)), weights
 
 
+class KeysAndValues(NamedTuple):
+    """The base's tokens in one layer, as class tokens ask them: keys and values [B, H, N, d]."""
+
+    key: Tensor
+    value: Tensor
+
+    def scores(self, query: Tensor) -> Tensor:
+        """[B, H, T, d] -> [B, H, T, N]"""
+        return query @ self.key.transpose(-1, -2)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """[B, H, T, N] -> [B, H, T, d]"""
+        return weights @ self.value
+
+
+class NormedTokens(NamedTuple):
+    """The same from the tokens after the layer norm alone, [B, N, D]: half of what keys and values take.
+
+    With k_j = W_k x_j + b_k, the score q k_j is (W_k^T q) x_j + q b_k: the query is taken through the projection, once
+    for each class token, instead of every base token. Likewise the weights are applied to x_j, and W_v to the sum.
+    """
+
+    tokens: Tensor
+    attention: ViTAttention
+
+    def _by_head(self, projection: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weight [H, d, D] and bias [H, 1, d]."""
+        heads = (-1, self.attention.head_dim)
+        bias = projection.weight.new_zeros(projection.out_features) if projection.bias is None else projection.bias
+        return projection.weight.unflatten(0, heads), bias.unflatten(0, heads)[:, None]
+
+    def scores(self, query: Tensor) -> Tensor:
+        """[B, H, T, d] -> [B, H, T, N]"""
+        weight, bias = self._by_head(self.attention.k_proj)
+        absorbed = (query.transpose(0, 1).flatten(1, 2) @ weight).unflatten(1, (len(query), -1))  # [H, B, T, D]
+        scores = absorbed.transpose(0, 1).flatten(1, 2) @ self.tokens.transpose(-1, -2)  # [B, H T, N]
+        return scores.unflatten(1, (query.shape[1], -1)) + (query * bias).sum(-1, keepdim=True)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """[B, H, T, N] -> [B, H, T, d]"""
+        weight, bias = self._by_head(self.attention.v_proj)
+        mixed = (weights.flatten(1, 2) @ self.tokens).unflatten(1, weights.shape[1:3])  # [B, H, T, D]
+        values = mixed.transpose(0, 1).flatten(1, 2) @ weight.transpose(-1, -2)  # [H, B T, d]
+        # The weights of the base's tokens do not sum to one: the rest goes to the memory.
+        return values.unflatten(1, (len(weights), -1)).transpose(0, 1) + weights.sum(-1, keepdim=True) * bias
+
+
 def attend(
-    attention: ViTAttention, query: Tensor, base: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor],
+    attention: ViTAttention, query: Tensor, base: KeysAndValues | NormedTokens, own: tuple[Tensor, Tensor],
     memory: tuple[Tensor, Tensor], graph: TaskGraph,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention of the class tokens over the base's tokens, themselves, what they inherit, and their memory.
@@ -214,16 +262,17 @@ def attend(
 
     Args:
         query: [B, H, T, d]
-        base, own, memory: keys and values, [B, H, N, d], [B, H, T, d] and [H, M + 1, d] each, the last
-            memory being what lists are padded with.
+        base: the N base tokens.
+        own, memory: keys and values, [B, H, T, d] and [H, M + 1, d] each, the last memory being what lists are padded
+            with.
 
     Returns:
         Values [B, H, T, d], and weights [B, H, T, columns] with 0 where nothing is seen. Columns: N base tokens,
         T class tokens if any is inherited, itself, inherited memory, own memory.
     """
     query = query * attention.scaling
-    scores = [query @ base[0].transpose(-1, -2)]  # [B, H, T, N]
-    mixes = [lambda weights: weights @ base[1]]
+    scores = [base.scores(query)]  # [B, H, T, N]
+    mixes = [base.mix]
 
     def ask(cells: Padded, key: Tensor, value: Tensor) -> None:
         """Each class token asks the memory that `cells.index` lists for it; key, value [H, M + 1, d]."""
@@ -324,11 +373,42 @@ def _some(names: Iterable[str]) -> str:
 class BaseLayer(NamedTuple):
     """One layer of the base stream: what enters it, what the task stream needs of it, and what leaves it."""
 
-    inputs: Tensor  # [B, N, D]
-    key: Tensor  # [B, H, N, d]
-    value: Tensor  # [B, H, N, d]
-    hidden: Tensor | None  # [B, N, D]; None where the stream ended at the keys and values
-    class_row: Tensor | None  # [B, H, 1, N], the attention of the base class token, if asked for
+    inputs: Tensor | None  # [B, N, D]; None where it comes from `BaseTokens`, and so with `normed` and `hidden`
+    normed: Tensor | None  # [B, N, D], after the first layer norm
+    seen: KeysAndValues | NormedTokens
+    hidden: Tensor | None = None  # [B, N, D]; None where the stream ended at the keys and values
+    class_row: Tensor | None = None  # [B, H, 1, N], the attention of the base class token, if asked for
+
+
+@dataclass(frozen=True)
+class BaseTokens:
+    """What heads need of the base for a batch of images: `forward` takes it in the place of their pixels.
+
+    It does not depend on any head, so it can be computed once and kept (`MemoryCapableViT.base_tokens`).
+
+    Attributes:
+        layers: keys and values [L, 2, B, H, N, d], or tokens after each layer's first norm [L, B, N, D]; any floating
+            dtype.
+        output: [B, D], the base's class token after the final layer norm.
+    """
+
+    layers: Tensor
+    output: Tensor
+
+    def __len__(self) -> int:
+        return len(self.output)
+
+    def to(self, *args, **kwargs) -> "BaseTokens":
+        """As `torch.Tensor.to`."""
+        return BaseTokens(self.layers.to(*args, **kwargs), self.output.to(*args, **kwargs))
+
+    def stream(self, vit: ViTModel) -> Iterator[BaseLayer]:
+        """Layer by layer as `MemoryCapableViT.base_stream` gives it, in the base's dtype."""
+        dtype = vit.embeddings.cls_token.dtype
+        for kept, layer in zip(self.layers, vit.layers, strict=True):
+            kept = kept.to(dtype)
+            seen = NormedTokens(kept, layer.attention) if kept.ndim == 3 else KeysAndValues(*kept)
+            yield BaseLayer(None, None, seen)
 
 
 @dataclass
@@ -353,8 +433,9 @@ def run_base_layer(layer: ViTLayer, hidden: Tensor, mask, stop_at_keys: bool, wa
     attention = layer.attention
     normed = layer.layernorm_before(hidden)  # [B, N, D]
     key, value = _split(attention.k_proj(normed), attention), _split(attention.v_proj(normed), attention)
+    seen = KeysAndValues(key, value)
     if stop_at_keys:
-        return BaseLayer(hidden, key, value, None, None)
+        return BaseLayer(hidden, normed, seen)
     query = _split(attention.q_proj(normed), attention)
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
     dropout = attention.attention_dropout if attention.training else 0.0
@@ -364,7 +445,7 @@ def run_base_layer(layer: ViTLayer, hidden: Tensor, mask, stop_at_keys: bool, wa
         row = _softmax(query[:, :, :1] @ key.transpose(-1, -2) * attention.scaling)
     outputs = layer.dropout(attention.o_proj(context.flatten(2))) + hidden
     outputs = layer.dropout(layer.mlp(layer.layernorm_after(outputs))) + outputs
-    return BaseLayer(hidden, key, value, outputs, row)
+    return BaseLayer(hidden, normed, seen, outputs, row)
 
 
 # ============================================================================================================= model
@@ -605,11 +686,17 @@ class MemoryCapableViT(ViTForImageClassification):
             self.heads[name] = copy.deepcopy(head).to(device)
         self._graphs.clear()
 
-    def save_head(self, name: str, path: str | os.PathLike, metadata: Mapping | None = None) -> None:
-        """Write one head as a file of its own (`learnable_memory.heads`). `metadata` is added to the head's own."""
+    def save_head(
+        self, name: str, path: str | os.PathLike, metadata: Mapping | None = None, save_as: str | None = None
+    ) -> None:
+        """Write one head as a file of its own (`learnable_memory.heads`). `metadata` is added to the head's own.
+
+        `save_as` is the name that it has in the file, where that is another one.
+        """
         head = self._head(name)
         parents = self._parents(head.spec)
-        spec = dataclasses.replace(head.spec, metadata={**head.spec.metadata, **(metadata or {})})
+        merged = {**head.spec.metadata, **(metadata or {})}
+        spec = dataclasses.replace(head.spec, name=save_as or name, metadata=merged)
         base = {"id": self.base_id, "fingerprint": self.fingerprint}
         size = self.config.hidden_size, self.config.num_hidden_layers
         head_files.save(path, head.tensors(), head_files.describe(spec, base, *size, parents))
@@ -665,21 +752,22 @@ class MemoryCapableViT(ViTForImageClassification):
 
     # ------------------------------------------------------------------------------------------------------- forward
     def forward(
-        self, pixel_values: Tensor, heads: Sequence[str] | None = None, with_base: bool = True,
+        self, pixel_values: Tensor | BaseTokens, heads: Sequence[str] | None = None, with_base: bool = True,
         labels: Mapping[str, Tensor] | None = None, interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False, output_attentions: bool = False,
     ) -> dict[str, ImageClassifierOutput]:  # fmt: skip
         """Answer all tasks in one pass.
 
         Args:
-            pixel_values: [B, channels, height, width], normalised as the base was trained; cast to the base's dtype.
+            pixel_values: [B, channels, height, width], normalised as the base was trained; cast to the base's dtype. Or
+                what `base_tokens` gave for them, which saves the whole base stream.
             heads: the heads to answer; None for all. What they are built on is computed and not returned.
             with_base: also the base's own answer, if it has a classifier. Without it, and if no linear probe asks, the
                 base stream ends at the last layer's keys and values.
             labels: head -> targets, int64 [B]; fills `loss`, the mean cross entropy.
             interpolate_pos_encoding: allow other image sizes than the base's own.
             output_hidden_states: `"base"`: [B, N, D] after the embeddings and each layer, as HuggingFace. A head: its
-                class token [B, 1, D] likewise.
+                class token [B, 1, D] likewise. From `BaseTokens`, the base has neither these nor attentions.
             output_attentions: per layer, the row of the class token. `"base"`: [B, H, 1, N]. A head: [B, H, 1, all]:
                 the N base tokens in HuggingFace's order (class token first), the class tokens of its ancestors and
                 its own, the memory of its ancestors and its own.
@@ -704,12 +792,15 @@ class MemoryCapableViT(ViTForImageClassification):
         graph = self._graph(tasks)
         tokens = self._class_tokens(tasks, len(pixel_values))  # [B, T, D]
         base, task = Trace(output_hidden_states, output_attentions), Trace(output_hidden_states, output_attentions)
-        stream = self.base_stream(pixel_values, interpolate_pos_encoding, not needs_base, output_attentions)
+        if isinstance(pixel_values, BaseTokens):
+            stream = pixel_values.stream(self.vit)
+        else:
+            stream = self.base_stream(pixel_values, interpolate_pos_encoding, not needs_base, output_attentions)
         for index, layer in enumerate(stream):
             base.keep(layer.inputs, layer.class_row)
             task.keep(tokens)
             if tasks:
-                tokens, weights = self.task_layer(index, tokens, layer.key, layer.value, tasks, graph)
+                tokens, weights = self.task_layer(index, tokens, layer.seen, tasks, graph)
                 task.keep(None, weights)
         base.keep(layer.hidden)
         task.keep(tokens)
@@ -722,24 +813,43 @@ class MemoryCapableViT(ViTForImageClassification):
             answers[name] = ImageClassifierOutput(loss, logits, tuple(states) or None, tuple(rows) or None)
 
         if needs_base:
+            base_output = self._base_output(pixel_values, layer.hidden)  # [B, D]
             with torch.set_grad_enabled(self._base_records(pixel_values)):
-                base_output = self.vit.layernorm(layer.hidden)[:, 0, :]  # [B, D]
                 if with_base:
                     answer("base", self.classifier(base_output), base.states, base.rows)
         outputs = self.vit.layernorm(tokens)  # [B, T, D]
         for name in names:
             if name in tasks:
-                i, base_tokens = tasks.index(name), layer.key.shape[-2]
-                rows = (graph.visible(weights, i, base_tokens) for weights in task.rows)
+                i = tasks.index(name)
+                rows = (graph.visible(weights, i) for weights in task.rows)
                 answer(name, self._classify(name, outputs[:, i]), (state[:, i : i + 1] for state in task.states), rows)
             else:
                 answer(name, self._classify(name, base_output), (state[:, :1] for state in base.states), base.rows)
         return answers
 
-    def _base_records(self, pixel_values: Tensor) -> bool:
+    def _base_output(self, pixel_values: Tensor | BaseTokens, hidden: Tensor | None) -> Tensor:
+        """The base's class token after the final layer norm, [B, D], from the last layer's `hidden` [B, N, D]."""
+        if isinstance(pixel_values, BaseTokens):
+            return pixel_values.output.to(self.vit.layernorm.weight.dtype)
+        with torch.set_grad_enabled(self._base_records(pixel_values)):
+            return self.vit.layernorm(hidden)[:, 0, :]
+
+    @torch.no_grad()
+    def base_tokens(self, pixel_values: Tensor, keys_and_values: bool = True) -> BaseTokens:
+        """What heads need of the base for these images: [B, channels, height, width], as in `forward`.
+
+        Args:
+            keys_and_values: of each layer, exact in every bit; else the tokens after its first norm, which are half of
+                that and leave rounding differences (1e-5 of a logit in float32).
+        """
+        stream = list(self.base_stream(pixel_values))
+        kept = (torch.stack(layer.seen) if keys_and_values else layer.normed for layer in stream)
+        return BaseTokens(torch.stack(tuple(kept)), self._base_output(pixel_values, stream[-1].hidden))
+
+    def _base_records(self, pixel_values: Tensor | BaseTokens) -> bool:
         """Whether autograd must record the base stream: something in it, or the image, wants a gradient."""
         return torch.is_grad_enabled() and (
-            pixel_values.requires_grad
+            getattr(pixel_values, "requires_grad", False)
             or any(
                 parameter.requires_grad for module in (self.vit, self.classifier) for parameter in module.parameters()
             )
@@ -782,9 +892,9 @@ class MemoryCapableViT(ViTForImageClassification):
         return (tokens + position).expand(batch, -1, -1)
 
     def task_layer(
-        self, index: int, tokens: Tensor, key: Tensor, value: Tensor, tasks: Sequence[str], graph: TaskGraph
+        self, index: int, tokens: Tensor, seen: KeysAndValues | NormedTokens, tasks: Sequence[str], graph: TaskGraph
     ) -> tuple[Tensor, Tensor]:
-        """Layer `index` for the class tokens [B, T, D] of `tasks`, given the base's keys and values [B, H, N, d].
+        """Layer `index` for the class tokens [B, T, D] of `tasks`, given the base's tokens there.
 
         Returns the tokens after the layer, and the attention weights of `attend`.
         """
@@ -802,7 +912,7 @@ class MemoryCapableViT(ViTForImageClassification):
         memory = F.pad(memory, (0, 0, 0, 1))  # [M + 1, D], the last row being the padding of TaskGraph
         memory = tuple(_split(projection(memory), attention) for projection in projections)  # [H, M + 1, d]
         query = _split(attention.q_proj(normed), attention)  # [B, H, T, d]
-        context, weights = attend(attention, query, (key, value), own, memory, graph)
+        context, weights = attend(attention, query, seen, own, memory, graph)
         tokens = attention.o_proj(context.transpose(1, 2).flatten(2)) + tokens  # [B, T, D]
         return layer.mlp(layer.layernorm_after(tokens)) + tokens, weights
 

@@ -1,4 +1,4 @@
-"""Train one head for one data set on a frozen base; `--help` lists the options."""
+"""Train a head, or a grid of heads, for one data set on a frozen base; `--help` lists the options."""
 
 import sys
 
@@ -8,7 +8,11 @@ from learnable_memory.commands import run_command
 def main(argv: list[str] | None = None) -> int:
     from learnable_memory.config import TrainOptions, parse
 
-    options = parse(TrainOptions, "Train one head for one data set on a frozen Vision Transformer.", argv)
+    options = parse(
+        TrainOptions,
+        "Train a head, or a grid of heads in one pass, for one data set on a frozen Vision Transformer.",
+        argv,
+    )
     from learnable_memory.commands.train import run  # after parsing: torch takes seconds, --help must not
 
     return run(options)

@@ -30,7 +30,9 @@ from learnable_memory.options import (
 __all__ = ["RunOptions", "TrainOptions", "ValidationOptions", "build_parser", "head_name", "parse", "to_dict"]
 
 DEFAULT_BASE = "google/vit-base-patch32-224-in21k"
+GRID = "head (several values: a grid of heads, trained in one pass)"
 REGIMES = ("memory", "head+class", "head")
+PRECISIONS = ("float32", "bfloat16")
 SEED = between(0, 2**32 - 1)
 DEVICE = matching(r"auto|cpu|(cuda|mps|xpu)(:\d+)?", "auto, cpu, cuda, mps or xpu, with a number if wanted (cuda:1)")
 # A head's name becomes part of file names and parameter names, and "base" is what the base model answers under.
@@ -83,11 +85,19 @@ class RunOptions(Options):
         default_help="cores - 1, at most 8",
     )
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda if there is one", group="machine", legal=DEVICE)
+    precision: str | None = option(
+        None,
+        "of the base and of what passes through it; heads and optimizer are float32 always",
+        group="machine",
+        choices=PRECISIONS,
+        default_help="float32; in validation that of the heads' training",
+    )
+    compile: bool = option(False, "let torch.compile translate the model first (minutes)", group="machine")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(RunOptions):
-    """What `vit_train.py` does: it trains one head on one data set."""
+    """What `vit_train.py` does: it trains one head on one data set, or a grid of them in one pass."""
 
     dataset: str = option(
         help="what to learn: a data set by name (CIFAR100, Digits, ...), or folder:PATH with a folder for each class",
@@ -95,31 +105,43 @@ class TrainOptions(RunOptions):
         group="data",
         legal=NOT_EMPTY,
     )
-    split_seed: int = option(0, "draws the selection split, where the data set has none", group="data", legal=SEED)
+    split_seed: int = option(0, "draws the splits that a data set does not have itself", group="data", legal=SEED)
 
     base_model: str = option(
         DEFAULT_BASE, "the frozen ViT: a name on the hub, or a folder", group="head", legal=NOT_EMPTY
     )
     name: str | None = option(None, "its name", group="head", legal=HEAD_NAME, default_help="the data set's")
-    number_of_memory_tokens: int | None = option(
+    number_of_memory_tokens: tuple[int, ...] | None = option(
         None,
         "memory tokens (the paper's cells) in each layer; 0 leaves class token and classifier",
         flags=("-m", "--number_of_memory_tokens"),
-        group="head",
+        group=GRID,
         legal=at_least(0),
-        default_help="1, or 0 in the regimes without memory",
+        default_help="1",
     )
-    regime: str = option(
-        "memory",
+    regimes: tuple[str, ...] = option(
+        ("memory",),
         "what is learned. memory: memory, class token and classifier; head+class: no memory, the same as -m 0; "
         "head: only a classifier on the base's class token, a linear probe",
-        group="head",
+        group=GRID,
         choices=REGIMES,
+    )
+    lr: tuple[float, ...] = option(
+        (0.03,),
+        "highest learning rate of SGD",
+        group=GRID,
+        legal=above(0),
+    )
+    seeds: tuple[int, ...] | None = option(
+        None,
+        "draw initial values",
+        group=GRID,
+        legal=SEED,
+        default_help="that of --seed",
     )
     memory_norm: bool = option(True, "pass the memory through each layer's first norm, as the paper does", group="head")
 
     epochs: int = option(20, "passes over the data", flags=("-e", "--epochs"), group="training", legal=at_least(1))
-    lr: float = option(0.03, "highest learning rate of SGD", group="training", legal=above(0))
     momentum: float = option(0.9, "momentum of SGD", group="training", legal=FRACTION)
     clip: float = option(1.0, "scale gradients down to this norm", group="training", legal=above(0))
     warmup_steps: int = option(5, "linear warm-up", group="training", legal=at_least(0), unit="steps")
@@ -131,9 +153,53 @@ class TrainOptions(RunOptions):
         unit="steps",
         default_help="the end of the last epoch",
     )
-    seed: int = option(0, "draws initial values, order and augmentation", group="training", legal=SEED)
+    seed: int = option(0, "stands for --seeds and --data_seeds where they are left out", group="training", legal=SEED)
+    data_seeds: tuple[int, ...] | None = option(
+        None,
+        "draw order, augmentation and the selection split; each is a pass of its own",
+        group="training",
+        legal=SEED,
+        default_help="that of --seed, with the selection split of --split_seed",
+    )
 
+    views: int | None = option(
+        None,
+        "random views of each image; 0: the evaluation view, no augmentation",
+        group="training",
+        legal=at_least(0),
+        default_help="a new one in each epoch; 1 with a cache",
+    )
+
+    cache: str = option(
+        "none",
+        "keep what the heads need of the base, so that later epochs cost the heads only",
+        group="cache",
+        choices=("none", "memory", "disk"),
+    )
+    cache_dtype: str = option("float32", "of what is kept", group="cache", choices=("float32", "bfloat16", "float16"))
+    cache_form: str = option(
+        "keys_values",
+        "keys_values: exact and fastest; tokens: half the size, more arithmetic",
+        group="cache",
+        choices=("keys_values", "tokens"),
+    )
+    cache_folder: Path | None = option(
+        None, "where --cache disk keeps it", group="cache", default_help="cache/ in --directory"
+    )
+
+    checkpoint_steps: int = option(
+        500, "write the state of the training that often", group="results", legal=at_least(1), unit="steps"
+    )
+    resume: bool = option(False, "go on where an interrupted run was; start if there is none", group="results")
+    log_with: tuple[str, ...] | None = option(
+        None,
+        "also log to these, through accelerate",
+        group="results",
+        choices=("tensorboard", "wandb"),
+        default_help="JSON lines only",
+    )
     output: Path = option(Path("models"), "folder for the head, its curves and its log", group="results")
+    keep_all: bool = option(False, "keep all heads of a grid, not only the best", group="results")
     overwrite: bool = option(False, "replace the results of an earlier run", group="results")
 
     def __post_init__(self) -> None:
@@ -141,12 +207,28 @@ class TrainOptions(RunOptions):
         if self.name is None:
             self._set("name", head_name(self.dataset))
         if self.number_of_memory_tokens is None:
-            self._set("number_of_memory_tokens", 1 if self.regime == "memory" else 0)
-        if self.regime != "memory" and self.number_of_memory_tokens != 0:
+            self._set("number_of_memory_tokens", (1,) if "memory" in self.regimes else (0,))
+        elif "memory" not in self.regimes and self.number_of_memory_tokens != (0,):
             raise ValueError(
-                f"--number_of_memory_tokens is {self.number_of_memory_tokens}, but --regime {self.regime} has no "
-                "memory: leave one of the two out."
+                f"--number_of_memory_tokens is {_list(self.number_of_memory_tokens)}, but --regimes "
+                f"{_list(self.regimes)} has no memory: leave one of the two out."
             )
+        if self.seeds is None:
+            self._set("seeds", (self.seed,))
+        if self.precision is None:
+            self._set("precision", "float32")
+        if self.views is None and self.cache != "none":
+            self._set("views", 1)
+        if self.resume and self.overwrite:
+            raise ValueError("--resume goes on with a run and --overwrite starts it anew: give one of them.")
+        for name in ("number_of_memory_tokens", "regimes", "lr", "seeds", "data_seeds"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name} is {_list(values)}: name each value once.")
+
+
+def _list(values: tuple) -> str:
+    return " ".join(map(str, values))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,15 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ class Score:
 
 @torch.no_grad()
 def evaluate(
-    model, loader: DataLoader, heads: Sequence[str], alongside: Sequence[str] = (), description: str | None = None
-) -> dict[str, Score]:
+    model, loader: DataLoader, heads: Sequence[str], alongside: Sequence[str] = (), description: str | None = None, *,
+    stop: object = False, accelerator: "Accelerator | None" = None,
+) -> dict[str, Score]:  # fmt: skip
     """Score heads on the data that they were trained for, all in one pass.
 
     Args:
@@ -41,6 +46,8 @@ def evaluate(
         heads: names of the heads that the labels belong to; `"base"` is legal where the base has a classifier.
         alongside: further heads that answer in the same pass and are not scored (theirs are other labels).
         description: the progress bar's; None for no bar.
+        stop: looked at before each batch; once it is true, KeyboardInterrupt is raised.
+        accelerator: the processes that each have a part of the loader; all return the score of the whole split.
 
     Raises ValueError if the loader has no images, or a label is none of a head's classes.
     """
@@ -54,6 +61,8 @@ def evaluate(
     try:
         model.eval()
         for pixel_values, labels in (bar := tqdm(loader, desc=description, disable=description is None, unit="batch")):
+            if stop:
+                raise KeyboardInterrupt
             labels = labels.to(device, non_blocking=True)
             outputs = model(pixel_values.to(device, non_blocking=True), heads=asked, with_base="base" in heads)
             for name in heads:
@@ -62,6 +71,11 @@ def evaluate(
             bar.set_postfix_str(f"{images / (time.perf_counter() - start):.0f} images/s", refresh=False)
     finally:
         model.train(was_training)
+    if accelerator is not None and accelerator.num_processes > 1:
+        # Counts, not images, are put together: no sample is repeated to make the parts equal.
+        mine = torch.cat([*sums.values(), torch.tensor([images], dtype=torch.float64)])
+        *totals, count = accelerator.reduce(mine.to(device), "sum").cpu().split([3] * len(sums) + [1])
+        sums, images = dict(zip(sums, totals, strict=True)), int(count)
     if not images:
         raise ValueError("There are no images to evaluate on.")
     speed = images / (time.perf_counter() - start)

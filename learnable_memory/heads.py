@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from learnable_memory.files import replacing
 
 FORMAT_VERSION = 1
 SUFFIX = "_model.safetensors"
@@ -210,24 +211,6 @@ def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata:
             tensors, unfinished, metadata={HEADER_KEY: json.dumps(metadata, separators=(",", ":"), allow_nan=False)}
         )
     return path
-
-
-@contextlib.contextmanager
-def replacing(path: Path):
-    """Give the path of a new file beside `path`, and put it in `path`'s place only when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
-    os.close(handle)
-    unfinished = Path(name)
-    try:
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)  # mkstemp makes files that only their owner can read; heads are there to be shared
-        os.umask(umask)
-        unfinished.chmod(0o666 & ~umask)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_metadata(path: str | os.PathLike) -> dict:

@@ -19,6 +19,9 @@ class Images(Protocol):
     def identity(self, row: int) -> str:
         """What tells this image from the others on every machine: its file's name, or its place in a fixed list."""
 
+    def stamp(self, row: int) -> bytes:
+        """Changes when the image's pixels do; cheaper than reading files."""
+
     def describe(self, row: int) -> str:
         """What to call this image in an error."""
 
@@ -34,6 +37,9 @@ class ArrayImages:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def stamp(self, row: int) -> bytes:
+        return self.pixels[row].tobytes()
 
     def identity(self, row: int) -> str:
         return str(row)
@@ -54,6 +60,9 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.column)
 
+    def stamp(self, row: int) -> bytes:
+        return self.column[row].as_py()
+
     def identity(self, row: int) -> str:
         return str(row)
 
@@ -72,6 +81,10 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def stamp(self, row: int) -> bytes:
+        status = self.paths[row].stat()
+        return f"{status.st_size} {status.st_mtime_ns}".encode()
 
     def identity(self, row: int) -> str:
         return self.paths[row].relative_to(self.root).as_posix()
@@ -126,6 +139,14 @@ class ImageSet(Dataset):
         digest = hashlib.sha256()
         for row, label in zip(self.indices, self.labels, strict=True):
             digest.update(f"{self._images.identity(int(row))}\0{label}\0".encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def content_hash(self) -> str:
+        """16 hex characters that also change when an image does (a file: its size or time of change)."""
+        digest = hashlib.sha256(self.hash.encode())
+        for row in self.indices:
+            digest.update(hashlib.sha256(self._images.stamp(int(row))).digest())
         return digest.hexdigest()[:16]
 
     def image(self, index: int) -> Image.Image:

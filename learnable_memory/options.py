@@ -135,7 +135,9 @@ def long_flag(field: dataclasses.Field) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base class: converts paths, lists and whole numbers given for floats, then checks every field by its own rule.
+    """Base class: converts what is meant, then checks every field by its own rule.
+
+    Text becomes a path, a list or a single value a tuple, and a whole number a float, where the field is one.
 
     Raises:
         TypeError: a value is of another type than its field.
@@ -159,7 +161,7 @@ def _checked(flag: str, value: Any, kind: FieldType, legal: Rule | None) -> Any:
     if not kind.many:
         return _checked_item(flag, value, kind.item, legal)
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"{flag} is {value!r}, but it has to be a list of {kind.item.__name__} values.")
+        value = (value,)  # one value is a list of one: `lr=0.1` as on a command line
     if not value:
         raise ValueError(f"{flag} is empty, but it needs at least one value.")
     return tuple(_checked_item(flag, item, kind.item, legal) for item in value)
@@ -211,9 +213,9 @@ def _argument(field: dataclasses.Field, kind: FieldType) -> dict[str, Any]:
     common = {"default": argparse.SUPPRESS, "required": field.default is REQUIRED}
     if kind.item is bool:
         return common | {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
-    if field.metadata["choices"]:
-        return common | {"choices": field.metadata["choices"]}
     many = {"nargs": "+"} if kind.many else {}
+    if field.metadata["choices"]:
+        return common | many | {"choices": field.metadata["choices"]}
     return common | many | {"type": kind.item, "metavar": METAVARS[kind.item]}
 
 
@@ -222,7 +224,8 @@ def _help_text(field: dataclasses.Field) -> str:
     default = field.metadata["default_help"]
     # By identity: a default of 0 equals False, but it is a number that should be shown.
     if default is None and not any(field.default is silent for silent in (REQUIRED, None, False)):
-        default = "on" if field.default is True else str(field.default)
+        values = field.default if isinstance(field.default, tuple) else (field.default,)
+        default = "on" if field.default is True else " ".join(map(str, values))
     notes = [
         field.metadata["unit"],
         "required" if field.default is REQUIRED else None,

@@ -69,7 +69,8 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
     _draw_loss(loss_axes, metrics)
     _draw_accuracy(accuracy_axes, metrics)
     for axes in (loss_axes, accuracy_axes):
-        _style(axes)
+        style(axes, "step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(0, 1.03 * max(row.get("step", 0) for row in metrics))
     figure.suptitle(f"Head {head}" if head else "Training", color=INK, fontsize=12, fontweight="bold")
     return save(figure, path)
@@ -108,14 +109,14 @@ def _draw_accuracy(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes, xlabel: str) -> None:
+    """What all diagrams with two axes look like."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(FAINT)
     axes.tick_params(colors=FAINT, labelsize=8)
     axes.grid(axis="y", color=BASE_LIGHT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_xlabel("step", color=FAINT, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(xlabel, color=FAINT, fontsize=9)
 
 
 def column(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:

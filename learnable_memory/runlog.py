@@ -17,15 +17,16 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import learnable_memory
+from learnable_memory.files import replacing
 
-RECORDED_PACKAGES = ("torch", "torchvision", "transformers", "safetensors", "numpy")
+RECORDED_PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "safetensors", "numpy")
 
 
 class RunLog:
@@ -34,21 +35,37 @@ class RunLog:
     Args:
         folder: made if it is missing.
         overwrite: start anew where a folder holds an earlier run.
+        resume_at: go on with the metrics of an earlier run after so many bytes (`position` of then); rows behind them
+            are cut off, since the resumed run writes them again.
+        mirror: gets each row's values and its step too, such as `accelerator.log`.
 
     Raises:
-        FileExistsError: the folder holds an earlier run and `overwrite` is False.
+        FileExistsError: the folder holds an earlier run, and it is neither overwritten nor resumed.
     """
 
-    def __init__(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        overwrite: bool = False,
+        resume_at: int | None = None,
+        mirror: Callable[[dict[str, Any], int], Any] | None = None,
+    ) -> None:
+        self.folder, self.mirror = Path(folder), mirror
         self.metrics_path = self.folder / "metrics.jsonl"
         self.options_path = self.folder / "options.json"
-        if not overwrite and self.metrics_path.exists():
+        if not overwrite and resume_at is None and self.metrics_path.exists():
             raise FileExistsError(
                 f"{self.folder} holds an earlier run: choose another folder or name, or replace it with --overwrite."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = self.metrics_path.open("w", encoding="utf-8")
+        self._file = self.metrics_path.open("wb" if resume_at is None else "ab")
+        if resume_at is not None:
+            self._file.truncate(min(resume_at, self._file.tell()))
+
+    @property
+    def position(self) -> int:
+        """Bytes of metrics so far."""
+        return self._file.seek(0, os.SEEK_END)
 
     def metrics(self, values: Mapping[str, Any], *, step: int, epoch: int | None = None) -> None:
         """Append one line: `time` (Unix, seconds), `step`, `epoch` if given, and the values.
@@ -58,8 +75,10 @@ class RunLog:
         position = {"step": step} if epoch is None else {"step": step, "epoch": epoch}
         row = {"time": round(time.time(), 3)} | position | dict(values)
         # One write a line: a process killed here leaves at most the last line cut, which read_metrics knows.
-        self._file.write(json.dumps(jsonable(row), allow_nan=False) + "\n")
+        self._file.write((json.dumps(jsonable(row), allow_nan=False) + "\n").encode())
         self._file.flush()
+        if self.mirror is not None:
+            self.mirror({key: value for key, value in row.items() if key not in ("time", "step")}, step)
 
     def options(self, options: Mapping[str, Any]) -> None:
         """Write options.json: the resolved options, and what else is needed to repeat the run."""
@@ -110,15 +129,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n"
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def jsonable(value: Any) -> Any:

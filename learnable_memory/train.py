@@ -1,88 +1,41 @@
-"""Training heads on a frozen base: optimizer, schedule, and the loop.
+"""Training heads on a frozen base: the loop.
 
 Several heads can be trained in one pass over the data. Each has its own loss, gradient clipping, optimizer and
-schedule, and none sees the others, so each ends as it would have alone.
+schedule, and none sees the others, so each ends as it would have alone. The same loop runs on one device or, under
+`accelerate launch`, on several processes that share each batch; it can be interrupted and resumed at any step.
 """
 
+import contextlib
 import logging
 import math
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from learnable_memory.checkpoint import (
+    Checkpoint,
+    Interrupted,
+    StopRequest,
+    random_state,
+    set_random_state,
+    stopping_on_signals,
+)  # fmt: skip
 from learnable_memory.evaluate import Score, evaluate
+from learnable_memory.meter import Meter
+from learnable_memory.optim import HeadOptimizer, Recipe
 from learnable_memory.runlog import RunLog
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10  # steps
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a head is trained (paper, section 4.1: SGD, momentum 0.9, 5 steps of warm-up, cosine decay).
-
-    Attributes:
-        epochs: passes over the data.
-        lr: the peak rate.
-        momentum: of SGD.
-        clip: gradients of a head are scaled down to this norm.
-        warmup_steps: the rate grows linearly over these.
-        max_steps: stop after so many steps, with the cosine at zero then; None for the end of the last epoch.
-    """
-
-    epochs: int = 20
-    lr: float = 0.03
-    momentum: float = 0.9
-    clip: float = 1.0
-    warmup_steps: int = 5
-    max_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps}, but it has to be 1 or more, or None for no limit.")
-
-    def steps(self, per_epoch: int) -> int:
-        """The real number of steps, for a loader of `per_epoch` batches."""
-        return min(self.epochs * per_epoch, self.max_steps or math.inf)
-
-
-def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """The rate of step 0, 1, .. as a share of its peak: linear warm-up, then a cosine that reaches zero at `steps`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
-
-
-class HeadOptimizer:
-    """SGD, clipping and schedule of one head."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], recipe: Recipe, steps: int) -> None:
-        self.parameters, self.recipe = list(parameters), recipe
-        self.sgd = torch.optim.SGD(self.parameters, lr=recipe.lr, momentum=recipe.momentum)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.sgd, lambda step: rate_factor(step, steps, recipe.warmup_steps)
-        )
-
-    @property
-    def rate(self) -> float:
-        """The rate of the coming step."""
-        return self.schedule.get_last_lr()[0]
-
-    def clip(self) -> Tensor:
-        """Scale the gradient down to the recipe's norm; returns its norm before, a scalar on the device."""
-        return nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-
-    def step(self) -> None:
-        """One step with the gradients as they are, which are gone afterwards."""
-        self.sgd.step()
-        self.schedule.step()
-        self.sgd.zero_grad()
 
 
 @dataclass
@@ -102,6 +55,17 @@ class Best:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     diverged_at: int | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """As plain values and tensors."""
+        score = None if self.score is None else asdict(self.score)
+        return {"epoch": self.epoch, "score": score, "tensors": self.tensors, "diverged_at": self.diverged_at}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Best":
+        """The reverse of `state_dict`."""
+        score = None if state["score"] is None else Score(**state["score"])
+        return cls(state["epoch"], score, state["tensors"], state["diverged_at"])
+
     def consider(self, epoch: int, score: Score, head: nn.Module) -> bool:
         """Keep this epoch if it is better than all before it.
 
@@ -114,113 +78,216 @@ class Best:
         return True
 
 
+@dataclass
+class Run:
+    """Everything that changes while heads are trained.
+
+    Attributes:
+        optimizers: of the heads that are still trained: those that diverged are not among them.
+        epoch, batch, step: where it is: the epoch under way, its batches so far, and steps in all, each from 0.
+    """
+
+    model: Any
+    steps: int
+    optimizers: dict[str, HeadOptimizer]
+    best: dict[str, Best]
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in with the run that resumes it."""
+        recipes = {name: asdict(self.optimizers[name].recipe) for name in self.optimizers}
+        return {"fingerprint": self.model.fingerprint, "steps": self.steps, "recipes": recipes}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain values and tensors."""
+        heads = {
+            name: {
+                "tensors": self.model.heads[name].state_dict(),
+                "optimizer": self.optimizers[name].state_dict() if name in self.optimizers else None,
+                "best": best.state_dict(),
+            }
+            for name, best in self.best.items()
+        }
+        return {"epoch": self.epoch, "batch": self.batch, "step": self.step, "heads": heads, "random": random_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        for name, head in state["heads"].items():
+            self.model.heads[name].load_state_dict(head["tensors"])
+            self.best[name] = Best.from_state_dict(head["best"])
+            if head["optimizer"] is None:
+                del self.optimizers[name]
+            else:
+                self.optimizers[name].load_state_dict(head["optimizer"])
+        set_random_state(state["random"])
+
+
 def train(
     model, heads: Sequence[str], train_loader: DataLoader, select_loader: DataLoader,
-    recipes: Recipe | Mapping[str, Recipe], log: RunLog | None = None, progress: bool = True,
+    recipes: Recipe | Mapping[str, Recipe], log: RunLog | None = None, progress: bool = True, *,
+    checkpoint: Checkpoint | None = None, accelerator: "Accelerator | None" = None,
 ) -> dict[str, Best]:  # fmt: skip
     """Train heads on one data set, all in the same pass, and leave each as it was after its best epoch.
 
     Args:
         model: a MemoryCapableViT; its base stays as it is, bit for bit, and all other heads are frozen.
         heads: names of the heads to train.
-        train_loader: batches of (pixel_values, labels), with a sampler that knows `set_epoch`.
+        train_loader: batches of (pixel_values, labels), with `EpochBatches` as its batch sampler; of any other loader
+            the order and the views are its own affair, and it can be resumed between epochs only.
         select_loader: the selection split, whole; the epoch with the best top-1 there is kept.
         recipes: one for all heads, or one for each; they must agree on the number of steps.
-        log: metrics go there: `train/loss`, `train/lr`, `train/gradient_norm` every 10 steps, `select/*` every epoch;
-            with several heads each key ends in `/{head}`.
+        log: metrics go there: `train/loss`, `train/lr`, `train/gradient_norm` and those of `Meter` every 10 steps,
+            `select/*` every epoch; with several heads each key of a head ends in `/{head}`.
         progress: show a progress bar.
+        checkpoint: the state is kept there; if it holds one already, training goes on from it. SIGTERM and Ctrl-C
+            write it and raise `Interrupted`. The caller removes it when the results are safe.
+        accelerator: the processes that share each batch; `log` and `progress` belong to the main one alone.
 
     Returns:
         For each head its best epoch, score and tensors. A head whose loss or gradient is not finite is stopped where it
         is, its `diverged_at` says where, and the others go on.
 
-    Raises ValueError if there is nothing to train on, recipes differ in steps, one head extends another of them, or
-    every head has diverged.
+    Raises ValueError if there is nothing to train on, recipes differ in steps, one head extends another of them, every
+    head has diverged, or the checkpoint belongs to another run.
     """
     if isinstance(recipes, Recipe):
         recipes = dict.fromkeys(heads, recipes)
     steps = _common_steps(heads, recipes, len(train_loader))
-    device = next(model.parameters()).device
-
     model.train_only(heads)
     model.train()
     optimizers = {name: HeadOptimizer(model.heads[name].parameters(), recipes[name], steps) for name in heads}
-    best = {name: Best() for name in heads}
-    writer = _Writer(log, heads)
-    step, waited, start = 0, 0.0, time.perf_counter()
+    run = Run(model, steps, optimizers, {name: Best() for name in heads})
+    saver = _Saver(run, checkpoint, log, accelerator)
+    saver.resume()
 
-    # As a context, so that an error has its line for itself.
-    epochs, rest = divmod(steps, len(train_loader))
-    images = epochs * len(train_loader.dataset) + rest * train_loader.batch_size
-    with tqdm(total=images, unit=" images", unit_scale=True, disable=not progress) as bar:
-        for epoch in range(math.ceil(steps / len(train_loader))):
-            train_loader.sampler.set_epoch(epoch)
-            bar.set_description(f"epoch {epoch + 1}")
-            ready = time.perf_counter()
-            for pixel_values, labels in train_loader:
-                waited += time.perf_counter() - ready
-
-                rows = train_step(model, optimizers, pixel_values.to(device, non_blocking=True), labels.to(device))
-                step += 1
-                diverged = drop_diverged(optimizers, rows, best, step)
-
-                bar.update(len(labels))
-                if step % LOG_EVERY == 0 or step in (1, steps) or diverged:
-                    writer.write(rows, step, epoch + 1)
-                    lowest = min(row["train/loss"] for name, row in rows.items() if name in optimizers)
-                    bar.set_postfix(loss=f"{lowest:.3f}", refresh=False)
-                if step == steps:
-                    break
-                ready = time.perf_counter()
-
-            # Choose: the selection split is seen by nobody else, and draws no random number.
-            scores = evaluate(model, select_loader, list(optimizers))
-            rows = {}
-            for name, score in scores.items():
-                best[name].consider(epoch, score, model.heads[name])
-                rows[name] = {f"select/{key}": value for key, value in asdict(score).items()}
-            writer.write(rows, step, epoch + 1)
-            summary = ", ".join(f"{name} select top-1 {score.top1:.4f}" for name, score in scores.items())
-            (bar.write if progress else logger.info)(f"epoch {epoch + 1}: {summary}")
-
-    seconds = time.perf_counter() - start
-    logger.info("%d steps in %.0f s, of which %.0f s waiting for data", steps, seconds, waited)
-    for name in heads:
-        if best[name].tensors:
-            model.heads[name].load_state_dict(best[name].tensors)
+    writer, meter = _Writer(log, heads), Meter(steps, run.step, next(model.parameters()).device)
+    total = _images(train_loader, steps)
+    # Contexts, so that an error has its line for itself, and signals are what they were.
+    with (
+        stopping_on_signals() if checkpoint else _nothing_stops() as stop,
+        tqdm(total=total, unit=" images", unit_scale=True, disable=not progress) as bar,
+    ):
+        bar.update(_images(train_loader, run.step))
+        while run.step < steps or run.batch:
+            bar.set_description(f"epoch {run.epoch + 1}")
+            train_epoch(run, train_loader, writer, meter, bar, saver, stop, accelerator)
+            choose_epoch(run, select_loader, writer, bar, saver, stop, accelerator)
+            saver.save()
+    logger.info("%d steps, %.0f %% of the time waiting for data", run.step, 100 * meter.waited_share)
+    for name, best in run.best.items():
+        if best.tensors:
+            model.heads[name].load_state_dict(best.tensors)
     model.eval()
-    return best
+    return run.best
 
 
-def _common_steps(heads: Sequence[str], recipes: Mapping[str, Recipe], per_epoch: int) -> int:
-    lengths = {recipes[name].steps(per_epoch) for name in heads}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"Heads that are trained in one pass need the same number of steps, above 0; got {lengths}.")
-    return lengths.pop()
+def train_epoch(
+    run: Run, loader: DataLoader, writer: "_Writer", meter: Meter, bar: tqdm, saver: "_Saver", stop: StopRequest,
+    accelerator: "Accelerator | None",
+) -> None:  # fmt: skip
+    """From where the run is to the end of its epoch, or of its steps."""
+    per_epoch = len(loader)
+    _start(loader, run.epoch, run.batch)
+    batches = iter(loader) if run.batch < per_epoch and run.step < run.steps else iter(())
+    while run.batch < per_epoch and run.step < run.steps:
+        with meter.waiting():
+            batch = next(batches, None)  # None: the last batch had no image for this process
+
+        rows, stopping = train_step(run.model, run.optimizers, batch, accelerator, bool(stop))
+        run.step, run.batch = run.step + 1, run.batch + 1
+        diverged = drop_diverged(run.optimizers, rows, run.best, run.step)
+
+        images = _images(loader, run.step) - _images(loader, run.step - 1)
+        meter.count(images)
+        bar.update(images)
+        if run.step % LOG_EVERY == 0 or run.step in (1, run.steps) or diverged:
+            reading = meter.read(run.step)
+            writer.write(rows, run.step, run.epoch + 1, reading)
+            lowest = min(row["train/loss"] for name, row in rows.items() if name in run.optimizers)
+            memory = reading["train/peak_memory_bytes"] / 2**30
+            text = f"loss {lowest:.3f}, waited {reading['train/waited_share']:.0%}, peak {memory:.1f} GiB"
+            bar.set_postfix_str(text, refresh=False)
+        saver.after_step(stopping, stop)
+
+
+def choose_epoch(
+    run: Run, loader: DataLoader, writer: "_Writer", bar: tqdm, saver: "_Saver", stop: StopRequest,
+    accelerator: "Accelerator | None",
+) -> None:  # fmt: skip
+    """Score the epoch on the selection split, which is seen by nobody else, and draws no random number."""
+    try:
+        scores = evaluate(run.model, loader, list(run.optimizers), stop=stop, accelerator=accelerator)
+    except KeyboardInterrupt:
+        saver.interrupt(stop)
+        raise
+    for name, score in scores.items():
+        run.best[name].consider(run.epoch, score, run.model.heads[name])
+    rows = {name: {f"select/{key}": value for key, value in asdict(score).items()} for name, score in scores.items()}
+    writer.write(rows, run.step, run.epoch + 1)
+    top1 = {name: score.top1 for name, score in scores.items()}
+    leader = max(top1, key=top1.__getitem__)
+    which = f"{leader} leads with select" if len(top1) > 1 else f"{leader} select"
+    (logger.info if bar.disable else bar.write)(f"epoch {run.epoch + 1}: {which} top-1 {top1[leader]:.4f}")
+    run.epoch, run.batch = run.epoch + 1, 0
 
 
 def train_step(
-    model, optimizers: Mapping[str, HeadOptimizer], pixel_values: Tensor, labels: Tensor
-) -> dict[str, dict[str, float]]:
-    """One step of every head on one batch: pixel_values [B, channels, height, width], labels int64 [B].
+    model, optimizers: Mapping[str, HeadOptimizer], batch: tuple[Any, Tensor] | None,
+    accelerator: "Accelerator | None" = None, stop: bool = False,
+) -> tuple[dict[str, dict[str, float]], bool]:  # fmt: skip
+    """One step of every head on one batch.
 
     A head whose loss or gradient is not finite makes no step: its parameters stay finite, and so does all that stands
     beside them in the pass.
 
-    Returns for each head its `train/loss`, `train/lr` and `train/gradient_norm`.
+    Args:
+        batch: pixel_values [B, channels, height, width] (or `BaseTokens`) and labels int64 [B]; None where another
+            process has all of it.
+        stop: whether this process was asked to stop.
+
+    Returns for each head its `train/loss`, `train/lr` and `train/gradient_norm`, and whether any process has to stop.
     """
-    outputs = model(pixel_values, heads=list(optimizers), with_base=False, labels=dict.fromkeys(optimizers, labels))
-    losses = torch.stack([outputs[name].loss for name in optimizers])
-    losses.sum().backward()  # each head gets the gradient of its own loss: no other depends on its parameters
+    device = next(model.parameters()).device
+    images, losses = 0, torch.zeros(len(optimizers), device=device)
+    if batch is not None:
+        inputs, labels = batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+        outputs = model(inputs, heads=list(optimizers), with_base=False, labels=dict.fromkeys(optimizers, labels))
+        losses, images = torch.stack([outputs[name].loss for name in optimizers]), len(labels)
+        losses.sum().backward()  # each head gets the gradient of its own loss: no other depends on its parameters
+    losses = losses.detach()
+    if accelerator is not None and accelerator.num_processes > 1:
+        losses, stop = average_over_processes(accelerator, optimizers, losses, images, stop)
     norms = torch.stack([optimizer.clip() for optimizer in optimizers.values()])
+    # The device is waited for once in a step, not once for each head.
+    numbers = torch.stack([losses.to(norms.dtype), norms], dim=1).tolist()
     rows = {}
-    for (name, optimizer), loss, norm in zip(
-        optimizers.items(), losses.detach().tolist(), norms.tolist(), strict=True
-    ):  # the device is waited for twice in a step, not twice for each head
+    for (name, optimizer), (loss, norm) in zip(optimizers.items(), numbers, strict=True):
         rows[name] = {"train/loss": loss, "train/lr": optimizer.rate, "train/gradient_norm": norm}
         if math.isfinite(loss) and math.isfinite(norm):
             optimizer.step()
-    return rows
+    return rows, stop
+
+
+def average_over_processes(
+    accelerator: "Accelerator", optimizers: Mapping[str, HeadOptimizer], losses: Tensor, images: int, stop: bool
+) -> tuple[Tensor, bool]:
+    """Make mean losses [T] and gradients over this process's images those over the whole batch, in one exchange.
+
+    All processes get the same bits, so they agree on which heads have diverged, and on stopping.
+    """
+    parameters = [parameter for optimizer in optimizers.values() for parameter in optimizer.parameters]
+    gradients = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in parameters]
+    mine = torch.cat([gradient.flatten() for gradient in gradients] + [losses.to(gradients[0].dtype)]) * images
+    counts = mine.new_tensor([images, stop])
+    *shares, total = accelerator.reduce(torch.cat([mine, counts]), "sum").split(
+        [*(gradient.numel() for gradient in gradients), len(losses), 2]
+    )
+    for parameter, share in zip(parameters, shares, strict=False):
+        parameter.grad = (share / total[0]).view_as(parameter)
+    return shares[-1] / total[0], bool(total[1] > 0)
 
 
 def drop_diverged(
@@ -245,13 +312,91 @@ def drop_diverged(
     return len(optimizers) < before
 
 
+class _Saver:
+    """When the state of a run is written, by the main process, and read, by all."""
+
+    def __init__(
+        self, run: Run, checkpoint: Checkpoint | None, log: RunLog | None, accelerator: "Accelerator | None"
+    ) -> None:
+        self.run, self.checkpoint, self.log = run, checkpoint, log
+        self.writes = accelerator is None or accelerator.is_main_process
+        self.identity = run.identity()  # now, before any head diverges
+
+    def resume(self) -> None:
+        """Put the run where the checkpoint was, if there is one."""
+        state = self.checkpoint.load() if self.checkpoint else None
+        if state is None:
+            return
+        if state["identity"] != self.identity:
+            differing = sorted(key for key in self.identity if state["identity"].get(key) != self.identity[key])
+            raise ValueError(
+                f"{self.checkpoint.path} belongs to another run ({', '.join(differing)} differ): remove it, or train "
+                "with the options that it was written with."
+            )
+        self.run.load_state_dict(state["run"])
+        logger.info("resumed after step %d of %d", self.run.step, self.run.steps)
+
+    def save(self) -> None:
+        """Write the state now."""
+        if self.checkpoint and self.writes:
+            position = None if self.log is None else self.log.position
+            self.checkpoint.save({"identity": self.identity, "run": self.run.state_dict(), "log_position": position})
+
+    def after_step(self, stopping: bool, stop: StopRequest) -> None:
+        """Write the state if it is time, or if a signal came."""
+        if self.checkpoint and stopping:
+            self.interrupt(stop)
+        if self.checkpoint and self.run.step % self.checkpoint.every == 0:
+            self.save()
+
+    def interrupt(self, stop: StopRequest) -> None:
+        """Write the state and raise Interrupted. Without a checkpoint nothing is there to be written."""
+        if self.checkpoint:
+            self.save()
+            where = f"after step {self.run.step} of {self.run.steps}"
+            raise Interrupted(f"interrupted {where}; go on with --resume", stop.signal_number or 0)
+
+
+@contextlib.contextmanager
+def _nothing_stops() -> Iterator[StopRequest]:
+    yield StopRequest()
+
+
+def _start(loader: DataLoader, epoch: int, batch: int) -> None:
+    """Let the next pass over the loader be this epoch from this batch on."""
+    set_epoch = getattr(loader.batch_sampler, "set_epoch", None)
+    if set_epoch is not None:
+        set_epoch(epoch, batch)
+    elif batch:
+        raise ValueError(
+            f"The loader cannot go on after batch {batch} of an epoch: give it `EpochBatches` as its batch sampler."
+        )
+
+
+def _images(loader: DataLoader, steps: int) -> int:
+    """Images of the first `steps` steps, over all processes."""
+    epochs, rest = divmod(steps, len(loader))
+    length, batch_size = len(loader.dataset), loader.batch_sampler.batch_size
+    per_epoch = min(length, len(loader) * batch_size)
+    return epochs * per_epoch + min(rest * batch_size, per_epoch)
+
+
+def _common_steps(heads: Sequence[str], recipes: Mapping[str, Recipe], per_epoch: int) -> int:
+    lengths = {recipes[name].steps(per_epoch) for name in heads}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"Heads that are trained in one pass need the same number of steps, above 0; got {lengths}.")
+    return lengths.pop()
+
+
 class _Writer:
     """Metric rows; with several heads in one log, keys end in the head's name."""
 
     def __init__(self, log: RunLog | None, heads: Sequence[str]) -> None:
         self.log, self.suffixes = log, {name: f"/{name}" if len(heads) > 1 else "" for name in heads}
 
-    def write(self, rows: Mapping[str, Mapping[str, float]], step: int, epoch: int) -> None:
+    def write(
+        self, rows: Mapping[str, Mapping[str, float]], step: int, epoch: int, common: Mapping[str, float] | None = None
+    ) -> None:
         if self.log is not None:
             merged = {f"{key}{self.suffixes[name]}": value for name, row in rows.items() for key, value in row.items()}
-            self.log.metrics(merged, step=step, epoch=epoch)
+            self.log.metrics({**merged, **(common or {})}, step=step, epoch=epoch)

@@ -24,6 +24,7 @@ INTERPOLATION = {
 }
 RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as processors store them
 VIEWS = ("resized_crop_flip", "crop_flip", "flip", "shift")
+BATCH_VIEWS = ("crop_flip", "flip", "shift")  # all crops of a batch have one size: they can be made in one go
 
 # What `from_processor` reads, and what a processor may say besides without changing the pixels of an RGB image.
 _READ = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"}
@@ -32,6 +33,7 @@ _HARMLESS = {"image_processor_type", "feature_extractor_type", "processor_class"
 _HARMLESS |= {"input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square", "pad_size"}
 
 Transform = Callable[[Image.Image], torch.Tensor]
+Step = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,7 @@ class Preprocessing:
 
     def eval_transform(self) -> Transform:
         """What the base's own processor does: any PIL image -> float32 [3, height, width], without randomness."""
-        resize = v2.Resize(list(self.resize), INTERPOLATION[self.resample], antialias=True)
-        return v2.Compose([_to_pixels, resize, _CenterCrop(self.height, self.width), self._normalize()])
+        return v2.Compose([_to_pixels, *self._steps(None), self._normalize()])
 
     def train_transform(self, views: str) -> Transform:
         """A random view of any PIL image -> float32 [3, height, width]; draws from torch's global CPU generator.
@@ -167,19 +168,32 @@ class Preprocessing:
         """
         if views not in VIEWS:
             raise ValueError(f"views is {views!r}; legal: {', '.join(VIEWS)}")
+        return v2.Compose([_to_pixels, *self._steps(views), self._normalize()])
+
+    def batch_transform(self, views: str | None) -> "BatchTransform":
+        """`train_transform(views)`, or `eval_transform()` for None, of many images of one size at a time.
+
+        Raises:
+            ValueError: `views` is neither None nor one of `BATCH_VIEWS`.
+        """
+        if views is not None and views not in BATCH_VIEWS:
+            raise ValueError(f"views is {views!r}; legal for batches: {', '.join(BATCH_VIEWS)}")
+        return BatchTransform(self._steps(views), (self.height, self.width), self._normalize())
+
+    def _steps(self, views: str | None) -> list[Step]:
+        """uint8 [.., 3, H, W] -> uint8 [.., 3, height, width]. A random crop and a flip come last, in this order."""
         size, interpolation = (self.height, self.width), INTERPOLATION[self.resample]
+        flip = [v2.RandomHorizontalFlip()]
         if views == "resized_crop_flip":
-            steps = [v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=interpolation, antialias=True)]
-        elif views == "crop_flip":
-            steps = [v2.Resize(self._room_for_crops(), interpolation, antialias=True), v2.RandomCrop(size)]
-        else:
-            steps = [v2.Resize(list(self.resize), interpolation, antialias=True), _CenterCrop(*size)]
+            crop = v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=interpolation, antialias=True)
+            return [crop, *flip]
+        if views == "crop_flip":
+            return [v2.Resize(self._room_for_crops(), interpolation, antialias=True), v2.RandomCrop(size), *flip]
+        whole = [v2.Resize(list(self.resize), interpolation, antialias=True), _CenterCrop(*size)]
         if views == "shift":
             room = [self.width // 16, self.height // 16]  # left and right, above and below
-            steps.append(v2.RandomCrop(size, padding=room, padding_mode="edge"))
-        if views.endswith("flip"):
-            steps.append(v2.RandomHorizontalFlip())
-        return v2.Compose([_to_pixels, *steps, self._normalize()])
+            return [*whole, v2.Pad(room, padding_mode="edge"), v2.RandomCrop(size)]
+        return whole + flip if views == "flip" else whole
 
     def _room_for_crops(self) -> list[int]:
         """`resize`, enlarged where it leaves a random crop less room than 8/7 of the size (256 for 224)."""
@@ -189,6 +203,67 @@ class Preprocessing:
 
     def _normalize(self) -> "_Normalize":
         return _Normalize(self.rescale, self.mean, self.std)
+
+
+class BatchTransform:
+    """The transform of a `Preprocessing` for many images of one size, whose random numbers were drawn before.
+
+    Drawn apart, the numbers of an image can depend on its own seed, while the pixels of all images are moved at once,
+    wherever they are. On the CPU the bits are those of the transform for one image. On other devices torchvision
+    resizes in float32: bilinear values may be off by one of 255, bicubic and lanczos ones by more at sharp edges, where
+    the CPU clips to 0..255 between its two passes.
+
+    Args:
+        steps: uint8 [.., 3, H, W] -> uint8 [.., 3, height, width], as `Preprocessing` makes them.
+        size: (height, width).
+        normalize: uint8 -> float32.
+    """
+
+    def __init__(self, steps: list[Step], size: tuple[int, int], normalize: Step) -> None:
+        drawing = (v2.RandomCrop, v2.RandomHorizontalFlip)  # what is done here, each image with its own numbers
+        self._fixed = v2.Compose([step for step in steps if not isinstance(step, drawing)])
+        self._flips = any(isinstance(step, v2.RandomHorizontalFlip) for step in steps)
+        self._size, self._normalize = size, normalize
+        self._rooms: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def draw(self, height: int, width: int) -> tuple[int, int, int]:
+        """The random numbers of one image of this size: (top, left, mirrored), from torch's global CPU generator.
+
+        They are the ones that `v2.RandomCrop` and `v2.RandomHorizontalFlip` draw, in their order, and no others: the
+        same seed has to give the same view. Calling those would cost several times as much.
+        """
+        if (height, width) not in self._rooms:
+            large = self._fixed(torch.zeros(3, height, width, dtype=torch.uint8)).shape
+            self._rooms[height, width] = large[-2] - self._size[0], large[-1] - self._size[1]
+        down, right = self._rooms[height, width]
+        top = int(torch.randint(0, down + 1, size=())) if down else 0
+        left = int(torch.randint(0, right + 1, size=())) if right else 0
+        return top, left, int(self._flips and torch.rand(1).item() < 0.5)
+
+    def __call__(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """The views.
+
+        Args:
+            pixels: uint8 [B, 3, H, W].
+            draws: int64 [B, 3], rows of `draw(H, W)`, on the device of `pixels`; not looked at for evaluation.
+
+        Returns:
+            float32 [B, 3, height, width], on the device of `pixels`.
+        """
+        pixels = self._fixed(pixels)
+        down, right = (large - side for large, side in zip(pixels.shape[-2:], self._size, strict=True))
+        if down or right or self._flips:
+            pixels = self._crop_and_mirror(pixels, draws, right)
+        return self._normalize(pixels)
+
+    def _crop_and_mirror(self, pixels: torch.Tensor, draws: torch.Tensor, right: int) -> torch.Tensor:
+        """One gather for all images. What is mirrored is cut out of the mirrored image, for want of negative strides;
+        choosing between two crops instead would take longer on a CPU, and picking the mirrored ones waits for a GPU."""
+        top, left, mirrored = draws.unbind(1)
+        left = torch.where(mirrored > 0, right - left, left)
+        images = torch.stack([pixels, pixels.flip(-1)]) if self._flips else pixels[None]
+        windows = images.unfold(3, self._size[0], 1).unfold(4, self._size[1], 1)  # [1 or 2, B, 3, tops, lefts, h, w]
+        return windows[mirrored, torch.arange(len(pixels), device=pixels.device), :, top, left]  # [B, 3, h, w]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -240,7 +315,7 @@ def _to_pixels(image: Image.Image) -> torch.Tensor:
 
 
 class _CenterCrop:
-    """[3, H, W] -> its centre. Odd margins are rounded down as HuggingFace does; torchvision rounds to even."""
+    """[.., 3, H, W] -> its centre. Odd margins are rounded down as HuggingFace does; torchvision rounds to even."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
@@ -251,7 +326,10 @@ class _CenterCrop:
 
 
 class _Normalize:
-    """uint8 [3, H, W] -> float32: (x * rescale - mean) / std as (x - mean / rescale) / (std / rescale), in one pass."""
+    """uint8 [.., 3, H, W] -> float32.
+
+    (x * rescale - mean) / std as (x - mean / rescale) / (std / rescale), in one pass.
+    """
 
     def __init__(self, rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         # In float32 from the start, as HuggingFace's processors do, for the same last bit.
@@ -259,6 +337,8 @@ class _Normalize:
         self.std = torch.tensor(std)[:, None, None] * (1.0 / rescale)  # [3, 1, 1]
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        if self.mean.device != pixels.device:  # copied once and kept: a copy in each batch would wait for the GPU
+            self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
         return pixels.to(torch.float32).sub_(self.mean).div_(self.std)
 
 

@@ -127,7 +127,7 @@ def test_training_leaves_a_head_its_curves_and_its_log(trained, colours, base):
     assert (rows[-1]["eval/top1"], rows[-1]["eval/images"]) == (chosen["eval"]["top1"], 12)
     assert rows[-1]["eval/top1"] > 0.6  # chance is 1/3
     options = json.loads((run / "options.json").read_text())
-    assert (options["seed"], options["options"]["lr"], options["options"]["batch_size"]) == (0, 0.3, 8)
+    assert (options["seed"], options["options"]["lr"], options["options"]["batch_size"]) == (0, [0.3], 8)
     assert options["options"]["name"] == "colours"
 
 
@@ -158,7 +158,7 @@ def test_max_steps_ends_training_early(trained):
     ],
 )
 def test_regimes(tmp_path, base, brightness, regime, names, capsys):
-    train(base, tmp_path, "-d", f"folder:{brightness}", "-e", "1", "--regime", regime)
+    train(base, tmp_path, "-d", f"folder:{brightness}", "-e", "1", "--regimes", regime)
     assert heads.load(tmp_path / "brightness_model.safetensors").tensors.keys() == names
     validate(tmp_path, "-m", "brightness")
     assert rows_of(capsys.readouterr().out)["brightness"]["against the file"] == "+0.00"

@@ -39,21 +39,34 @@ def test_training_defaults_are_those_of_the_design():
         "no_download": False,
         "base_model": "google/vit-base-patch32-224-in21k",
         "name": "Digits",
-        "number_of_memory_tokens": 1,
-        "regime": "memory",
+        "number_of_memory_tokens": [1],
+        "regimes": ["memory"],
         "memory_norm": True,
         "epochs": 20,
         "batch_size": 64,
-        "lr": 0.03,
+        "lr": [0.03],
+        "seeds": [0],
+        "data_seeds": None,
         "momentum": 0.9,
         "clip": 1.0,
         "warmup_steps": 5,
         "max_steps": None,
         "seed": 0,
+        "views": None,
+        "cache": "none",
+        "cache_dtype": "float32",
+        "cache_form": "keys_values",
+        "cache_folder": None,
+        "checkpoint_steps": 500,
+        "resume": False,
+        "log_with": None,
         "output": "models",
+        "keep_all": False,
         "overwrite": False,
         "workers": default_workers(),
         "device": "auto",
+        "precision": "float32",
+        "compile": False,
     }
 
 
@@ -69,25 +82,100 @@ def test_switches():
     assert train("--memory_norm").memory_norm is True
     assert train("--overwrite", "--no_download").overwrite is True
     assert train("--overwrite", "--no_download").no_download is True
+    assert train("--keep_all").keep_all is True
 
 
 @pytest.mark.parametrize(
     ("argv", "tokens"),
     [
-        (["--regime", "memory"], 1),
-        (["--regime", "head+class"], 0),
-        (["--regime", "head"], 0),
-        (["--regime", "head", "-m", "0"], 0),
-        (["-m", "0"], 0),
+        (["--regimes", "memory"], (1,)),
+        (["--regimes", "head+class"], (0,)),
+        (["--regimes", "head"], (0,)),
+        (["--regimes", "head", "head+class"], (0,)),
+        (["--regimes", "head", "memory"], (1,)),
+        (["--regimes", "head", "-m", "0"], (0,)),
+        (["--regimes", "head", "memory", "-m", "5"], (5,)),
+        (["-m", "0"], (0,)),
+        (["-m", "20", "0", "5"], (20, 0, 5)),
     ],
 )
-def test_the_regime_decides_how_many_memory_tokens_there_are(argv, tokens):
+def test_the_regimes_decide_how_many_memory_tokens_there_are(argv, tokens):
     assert train(*argv).number_of_memory_tokens == tokens
 
 
-def test_a_regime_without_memory_refuses_memory_tokens():
-    with pytest.raises(ValueError, match="is 5, but --regime head has no memory: leave one of the two out"):
-        TrainOptions(dataset="Digits", regime="head", number_of_memory_tokens=5)
+@pytest.mark.parametrize(
+    ("regimes", "tokens", "said"),
+    [
+        ("head", 5, "is 5, but --regimes head has no memory"),
+        ("head+class", (0, 1), "is 0 1, but --regimes head+class has no memory"),
+        (("head", "head+class"), 1, "is 1, but --regimes head head+class has no memory"),
+    ],
+)
+def test_regimes_without_memory_refuse_memory_tokens(regimes, tokens, said):
+    with pytest.raises(ValueError, match=f"^--number_of_memory_tokens {re.escape(said)}: leave one of the two out"):
+        TrainOptions(dataset="Digits", regimes=regimes, number_of_memory_tokens=tokens)
+
+
+def test_several_values_are_a_grid():
+    given = train("-m", "0", "5", "--lr", "0.01", "3e-2", "--seeds", "2", "0", "--regimes", "head", "memory")
+    assert given.number_of_memory_tokens == (0, 5)
+    assert given.lr == (0.01, 0.03)
+    assert given.seeds == (2, 0)
+    assert given.regimes == ("head", "memory")
+
+
+def test_seed_stands_for_seeds_and_leaves_the_data_seeds_open():
+    alone = train("--seed", "3")
+    assert (alone.seeds, alone.data_seeds) == ((3,), None)
+    given = train("--seed", "3", "--seeds", "0", "1", "--data_seeds", "7", "8")
+    assert (given.seed, given.seeds, given.data_seeds) == (3, (0, 1), (7, 8))
+
+
+@pytest.mark.parametrize(
+    ("repeated", "message"),
+    [
+        ({"number_of_memory_tokens": (1, 5, 1)}, "--number_of_memory_tokens is 1 5 1: name each value once."),
+        ({"number_of_memory_tokens": (0, 0)}, "--number_of_memory_tokens is 0 0: name each value once."),
+        ({"regimes": ("head", "memory", "head")}, "--regimes is head memory head: name each value once."),
+        ({"lr": (1, 1.0)}, "--lr is 1.0 1.0: name each value once."),
+        ({"seeds": (0, 0)}, "--seeds is 0 0: name each value once."),
+        ({"data_seeds": (2, 1, 2)}, "--data_seeds is 2 1 2: name each value once."),
+    ],
+)
+def test_repeated_values_are_refused(repeated, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        TrainOptions(**{"dataset": "Digits"} | repeated)
+
+
+@pytest.mark.parametrize(
+    ("argv", "views"),
+    [
+        ([], None),
+        (["--cache", "none"], None),
+        (["--cache", "memory"], 1),
+        (["--cache", "disk"], 1),
+        (["--cache", "disk", "--views", "0"], 0),
+        (["--cache", "memory", "--views", "4"], 4),
+        (["--views", "2"], 2),
+    ],
+)
+def test_a_cache_keeps_one_view_where_nobody_chose(argv, views):
+    assert train(*argv).views == views
+
+
+def test_training_is_in_float32_where_nobody_chose():
+    assert train().precision == "float32"
+    assert train("--precision", "bfloat16").precision == "bfloat16"
+
+
+def test_a_run_is_not_both_gone_on_with_and_started_anew():
+    with pytest.raises(ValueError, match=r"^--resume goes on with a run and --overwrite starts it anew: give one of"):
+        TrainOptions(dataset="Digits", resume=True, overwrite=True)
+    assert train("--resume").resume is True
+
+
+def test_values_that_only_look_alike_are_not_repeated():
+    assert TrainOptions(dataset="Digits", lr=(0.1, 0.1000001)).lr == (0.1, 0.1000001)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +194,19 @@ def test_a_regime_without_memory_refuses_memory_tokens():
         ({"workers": -1}, "--workers is -1, but it has to be 0 or more."),
         ({"seed": -1}, "--seed is -1, but it has to be between 0 and 4294967295."),
         ({"split_seed": 2**32}, "--split_seed is 4294967296, but it has to be between 0 and 4294967295."),
-        ({"regime": "full"}, "--regime is 'full', but it has to be one of memory, head+class, head."),
+        ({"views": -1}, "--views is -1, but it has to be 0 or more."),
+        ({"checkpoint_steps": 0}, "--checkpoint_steps is 0, but it has to be 1 or more."),
+        ({"cache": "ram"}, "--cache is 'ram', but it has to be one of none, memory, disk."),
+        ({"cache_dtype": "int8"}, "--cache_dtype is 'int8', but it has to be one of float32, bfloat16, float16."),
+        ({"cache_form": "pixels"}, "--cache_form is 'pixels', but it has to be one of keys_values, tokens."),
+        ({"log_with": "paper"}, "--log_with is 'paper', but it has to be one of tensorboard, wandb."),
+        ({"seeds": (0, -1)}, "--seeds is -1, but it has to be between 0 and 4294967295."),
+        ({"data_seeds": 2**32}, "--data_seeds is 4294967296, but it has to be between 0 and 4294967295."),
+        ({"lr": (0.1, 0.0)}, "--lr is 0.0, but it has to be a finite number above 0."),
+        ({"lr": ()}, "--lr is empty, but it needs at least one value."),
+        ({"seeds": []}, "--seeds is empty, but it needs at least one value."),
+        ({"regimes": "full"}, "--regimes is 'full', but it has to be one of memory, head+class, head."),
+        ({"regimes": ("head", "full")}, "--regimes is 'full', but it has to be one of memory, head+class, head."),
         ({"dataset": ""}, "--dataset is '', but it has to be a name or path without spaces around it."),
         ({"base_model": " x"}, "--base_model is ' x', but it has to be a name or path without spaces around it."),
         (
@@ -135,6 +235,12 @@ def test_bad_values_are_refused_with_what_is_legal(wrong, message):
         ({"epochs": True}, "--epochs is True of type bool, but it has to be of type int."),
         ({"epochs": None}, "--epochs is None of type NoneType, but it has to be of type int."),
         ({"lr": "0.1"}, "--lr is '0.1' of type str, but it has to be of type float."),
+        ({"lr": (0.1, "0.3")}, "--lr is '0.3' of type str, but it has to be of type float."),
+        ({"lr": None}, "--lr is None of type NoneType, but it has to be of type float."),
+        ({"lr": {0.1}}, "--lr is {0.1} of type set, but it has to be of type float."),
+        ({"seeds": True}, "--seeds is True of type bool, but it has to be of type int."),
+        ({"seeds": 0.5}, "--seeds is 0.5 of type float, but it has to be of type int."),
+        ({"regimes": 1}, "--regimes is 1 of type int, but it has to be of type str."),
         ({"memory_norm": 1}, "--memory_norm is 1 of type int, but it has to be of type bool."),
     ],
 )
@@ -144,11 +250,11 @@ def test_wrong_types_are_refused(wrong, message):
 
 
 def test_options_convert_what_is_meant_and_stay_as_they_were_checked():
-    options = TrainOptions(dataset="Digits", lr=1, directory="~/data")
-    assert options.lr == 1.0 and isinstance(options.lr, float)
+    options = TrainOptions(dataset="Digits", lr=[1, 0.5], directory="~/data")
+    assert options.lr == (1.0, 0.5) and isinstance(options.lr[0], float)
     assert options.directory == Path.home() / "data"
     with pytest.raises(AttributeError, match="cannot assign to field 'lr'"):
-        options.lr = -1.0
+        options.lr = (-1.0,)
     with pytest.raises(ValueError, match=r"--lr is -1\.0"):
         replace(options, lr=-1.0)
 
@@ -191,6 +297,8 @@ def test_validation_defaults_are_those_of_the_design():
         "batch_size": 64,
         "workers": default_workers(),
         "device": "auto",
+        "precision": None,
+        "compile": False,
     }
 
 
@@ -229,16 +337,28 @@ def test_bad_lists_are_refused(wrong, message):
         ValidationOptions(**{"models_list": ["A", "B", "C"]} | wrong)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"models_list": "CIFAR100"}, "--models_list is 'CIFAR100', but it has to be a list of str values."),
-        ({"number_of_memory_tokens": 1}, "--number_of_memory_tokens is 1, but it has to be a list of int values."),
-    ],
-)
-def test_a_single_value_is_not_a_list(wrong, message):
-    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        ValidationOptions(**{"models_list": ["A"]} | wrong)
+def test_wrong_types_in_lists_are_refused():
+    with pytest.raises(TypeError, match=r"^--models_list is 1 of type int, but it has to be of type str\.$"):
+        ValidationOptions(models_list=["A", 1])
+    with pytest.raises(TypeError, match=r"^--number_of_memory_tokens is '1' of type str, but it has to be of type int"):
+        ValidationOptions(models_list=["A"], number_of_memory_tokens="1")
+
+
+# ------------------------------------------------------------------------------------------- one value, several values
+
+
+def test_one_value_is_a_list_of_one():
+    meant = {"number_of_memory_tokens": 5, "regimes": "memory", "lr": 1, "seeds": 0, "data_seeds": 3}
+    options = TrainOptions(dataset="Digits", **meant)
+    assert options == TrainOptions(dataset="Digits", **{name: [value] for name, value in meant.items()})
+    assert options.lr == (1.0,) and isinstance(options.lr[0], float)
+    assert {name: getattr(options, name) for name in meant} == {name: (value,) for name, value in meant.items()}
+
+
+def test_a_word_is_one_value_not_its_letters():
+    options = ValidationOptions(models_list="CIFAR100", number_of_memory_tokens=1)
+    assert options.models_list == ("CIFAR100",)
+    assert options.number_of_memory_tokens == (1,)
 
 
 # ------------------------------------------------------------------------------------------------- flags, JSON, parser
@@ -248,7 +368,18 @@ def test_a_single_value_is_not_a_list(wrong, message):
     "options",
     [
         TrainOptions(dataset="folder:/data/cats", number_of_memory_tokens=5, max_steps=3, output="runs/x", lr=1),
-        TrainOptions(dataset="Digits", regime="head"),
+        TrainOptions(dataset="Digits", regimes="head"),
+        TrainOptions(
+            dataset="Digits",
+            number_of_memory_tokens=(0, 20),
+            regimes=("head", "memory"),
+            lr=(0.1, 0.1000001, 1e-05),
+            seeds=(1, 0),
+            data_seeds=(4, 5),
+            keep_all=True,
+        ),
+        TrainOptions(dataset="Digits", cache="disk", cache_folder="/data/cache", log_with=("wandb", "tensorboard")),
+        TrainOptions(dataset="Digits", seed=3),
         ValidationOptions(models_list=("A", "B"), number_of_memory_tokens=(1,), output="results.json"),
     ],
 )
@@ -261,7 +392,11 @@ def test_json_gives_the_options_back(options):
     [
         ([], "the following arguments are required: -d/--dataset"),
         (["-d", "Digits", "-e", "many"], "argument -e/--epochs: invalid int value: 'many'"),
-        (["-d", "Digits", "--regime", "full"], "argument --regime: invalid choice: 'full'"),
+        (["-d", "Digits", "--regimes", "head", "full"], "argument --regimes: invalid choice: 'full'"),
+        (["-d", "Digits", "--regime", "head"], "unrecognized arguments: --regime head"),
+        (["-d", "Digits", "--seeds"], "argument --seeds: expected at least one argument"),
+        (["-d", "Digits", "--lr", "0.1", "1e-1"], "--lr is 0.1 0.1: name each value once."),
+        (["-d", "Digits", "--regimes", "head", "-m", "5"], "leave one of the two out"),
         (["-d", "Digits", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["-d", "Digits", "-m", "-1"], "--number_of_memory_tokens is -1, but it has to be 0 or more."),
         (["-d", "folder:"], "give --name."),
@@ -295,6 +430,23 @@ def test_help_gives_meaning_unit_and_default_under_headings():
     listed = listed.replace("-s X, --share X", "-s, --share X")  # as Python 3.13 and later write it
     assert "first: -s, --share X 100% of it (images) --quiet say nothing --steps N how far (required)" in listed
     assert listed.endswith("later: --shared N shared by all (default: 0)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several(Options):
+    counts: tuple[int, ...] = option((0, 5), "how many", unit="tokens")
+    kinds: tuple[str, ...] = option(("a", "b"), "which", choices=("a", "b", "c"))
+    rest: tuple[float, ...] | None = option(None, "the others", default_help="none")
+
+
+def test_help_shows_defaults_of_several_values_as_they_are_typed():
+    text = " ".join(build_parser(Several, "").format_help().split())
+    assert "--counts N [N ...] how many (tokens; default: 0 5)" in text
+    assert "which (default: a b)" in text
+    assert "--rest X [X ...] the others (default: none)" in text
+    of_training = " ".join(build_parser(TrainOptions, "").format_help().split())
+    assert "highest learning rate of SGD (default: 0.03)" in of_training
+    assert "a linear probe (default: memory)" in of_training
 
 
 def test_flags_can_be_added_to_a_parser_that_has_others():

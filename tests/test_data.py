@@ -18,7 +18,8 @@ import pytest
 import torchvision
 from PIL import Image
 
-from learnable_memory.data import ImageSet, data_set_names, load_data_set, make_loader
+from learnable_memory.data import ImageSet, data_set_names, load_data_set
+from learnable_memory.loading import make_loader
 from learnable_memory.transforms import Preprocessing
 
 REAL_CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar100"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from learnable_memory.data import ImageSet, load_data_set, make_loader
+from learnable_memory.data import ImageSet, load_data_set
+from learnable_memory.loading import make_loader
 from learnable_memory.transforms import Preprocessing
 
 PREPROCESSING = Preprocessing(16, 16, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -19,6 +19,7 @@ from learnable_memory import heads
 from learnable_memory.commands.train import head_metadata
 from learnable_memory.config import TrainOptions
 from learnable_memory.data import DataSet, ImageSet
+from learnable_memory.grid import Cell, Outcome
 from learnable_memory.heads import HeadSpec, content_hash
 from learnable_memory.images import ArrayImages
 from learnable_memory.transforms import Preprocessing
@@ -131,11 +132,11 @@ def test_a_cifar100_head_with_one_cell_on_vit_b_is_small(path):
         ImageSet(ArrayImages(np.zeros((count, 1, 1), np.uint8), ""), np.zeros(count)) for count in (45000, 5000, 10000)
     ]
     labels = CIFAR100_LABELS.split()
-    data = DataSet("CIFAR100", labels, *splits, "crop_flip", "parquet: cifar100", 0)
+    data = DataSet("CIFAR100", labels, *splits, "crop_flip", "parquet: cifar100", 0, 0)
     score = {"images": 10000, "top1": 0.9123, "top5": 0.98765, "loss": 0.3123456789, "images_per_second": 123.456789}
-    chosen = {"epoch": 17, "select": score, "eval": score}
+    outcome = Outcome(Cell("memory", 1, 0.03, 0), "CIFAR100", 0, 86_116, 17, None, score, score)
     spec = HeadSpec(
-        "CIFAR100", 100, metadata=head_metadata(data, PREPROCESSING, TrainOptions(dataset="CIFAR100"), chosen)
+        "CIFAR100", 100, metadata=head_metadata(data, PREPROCESSING, TrainOptions(dataset="CIFAR100"), outcome)
     )
     base = {"id": "google/vit-base-patch32-224-in21k", "fingerprint": "f" * 64}
     metadata = heads.describe(spec, base, hidden_size=768, num_layers=12, parents=())

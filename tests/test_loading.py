@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learnable_memory.data import ImageSet, load_data_set, make_loader
+from learnable_memory.data import ImageSet, load_data_set
 from learnable_memory.images import ArrayImages, split_off
+from learnable_memory.loading import make_loader
 from learnable_memory.transforms import VIEWS, Preprocessing
 
 PREPROCESSING = Preprocessing(16, 16, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -90,7 +91,7 @@ def test_split_seed_out_of_range(tmp_path: Path, seed: int) -> None:
 def batches(epoch: int = 0, **options: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
     views = str(options.pop("views", "resized_crop_flip"))
     loader = make_loader(some_images(22), PREPROCESSING.train_transform(views), 5, **options)
-    loader.sampler.set_epoch(epoch)
+    loader.batch_sampler.set_epoch(epoch)
     return list(loader)
 
 
@@ -118,7 +119,7 @@ def test_a_second_epoch_of_the_same_workers_is_that_epoch() -> None:
     transform = PREPROCESSING.train_transform("crop_flip")
     loader = make_loader(some_images(22), transform, 5, workers=2, shuffle=True)
     first = list(loader)
-    loader.sampler.set_epoch(1)
+    loader.batch_sampler.set_epoch(1)
     assert same_bits(first, batches(epoch=0, views="crop_flip", shuffle=True))
     assert same_bits(list(loader), batches(epoch=1, views="crop_flip", shuffle=True))
 
@@ -148,7 +149,7 @@ def test_set_epoch_during_a_pass_is_for_the_next_one() -> None:
     loader = make_loader(some_images(22), PREPROCESSING.train_transform("shift"), 5)
     seen = []
     for batch in loader:
-        loader.sampler.set_epoch(9)
+        loader.batch_sampler.set_epoch(9)
         seen.append(batch)
     assert same_bits(seen, batches(views="shift"))
 
@@ -183,7 +184,7 @@ def test_evaluation_sees_every_image_once(workers: int, batch_size: int) -> None
 
 def test_a_shuffled_epoch_sees_every_image_once() -> None:
     loader = make_loader(some_images(22), PREPROCESSING.eval_transform(), 5, shuffle=True)
-    assert sorted(index for _, index in loader.sampler) == list(range(22))
+    assert sorted(index for batch in loader.batch_sampler for _, index in batch) == list(range(22))
 
 
 def test_negative_seed_is_refused() -> None:

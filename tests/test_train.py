@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from learnable_memory import train as training
-from learnable_memory.data import ImageSet, make_loader
 from learnable_memory.evaluate import Score, evaluate
-from learnable_memory.images import ArrayImages
+from learnable_memory.images import ArrayImages, ImageSet
+from learnable_memory.loading import make_loader
+from learnable_memory.optim import HeadOptimizer, Recipe, rate_factor
 from learnable_memory.runlog import RunLog, read_metrics
-from learnable_memory.train import Best, HeadOptimizer, Recipe, rate_factor, train
+from learnable_memory.train import Best, train
 from learnable_memory.transforms import Preprocessing
 from tiny import add_random_head, tiny_model
 
@@ -70,8 +71,8 @@ def after_each_epoch(monkeypatch):
         states: list[dict] = []
         accuracies: list[float] = []
 
-    def observed(model, loader, heads):
-        scores = evaluate(model, loader, heads)
+    def observed(model, loader, heads, **options):
+        scores = evaluate(model, loader, heads, **options)
         epoch = len(Epochs.states)
         Epochs.states.append(copy.deepcopy(model.heads.state_dict()))
         if Epochs.accuracies:
@@ -263,7 +264,7 @@ def test_every_epoch_has_views_of_its_own():
     class Recorded:
         """Hands the loader's batches on and keeps them."""
 
-        sampler, batch_size, dataset = loader.sampler, loader.batch_size, loader.dataset
+        batch_sampler, dataset = loader.batch_sampler, loader.dataset
 
         def __len__(self):
             return len(loader)
@@ -281,6 +282,7 @@ def test_every_epoch_has_views_of_its_own():
 # -------------------------------------------------------------------------------------------------------------- metrics
 PLACE = {"time", "step", "epoch"}
 TRAIN = {"train/loss", "train/lr", "train/gradient_norm"}
+METER = {f"train/{key}" for key in ("images_per_second", "waited_share", "seconds_left", "peak_memory_bytes")}
 SELECT = {f"select/{key}" for key in ("images", "top1", "top5", "loss", "images_per_second")}
 
 
@@ -288,7 +290,7 @@ def test_rows_of_the_log(tmp_path):
     with RunLog(tmp_path) as log:
         best = fit(toy(), ["A"], Recipe(epochs=4, lr=0.3), log)["A"]  # 6 steps an epoch
     rows = read_metrics(log.metrics_path)
-    steps = [row for row in rows if row.keys() == PLACE | TRAIN]
+    steps = [row for row in rows if row.keys() == PLACE | TRAIN | METER]
     epochs = [row for row in rows if row.keys() == PLACE | SELECT]
     assert len(steps) + len(epochs) == len(rows)
     assert [(row["step"], row["epoch"]) for row in steps] == [(1, 1), (10, 2), (20, 4), (24, 4)]
@@ -305,6 +307,7 @@ def test_with_several_heads_each_key_ends_in_the_heads_name(tmp_path):
     rows = read_metrics(log.metrics_path)
     assert [row["step"] for row in rows] == [1, 6, 6]
     expected = [PLACE | {f"{key}/{name}" for key in keys for name in "AB"} for keys in (TRAIN, TRAIN, SELECT)]
+    expected = [expected[0] | METER, expected[1] | METER, expected[2]]
     assert [row.keys() for row in rows] == expected
     assert (rows[0]["train/lr/A"], rows[0]["train/lr/B"]) == pytest.approx((0.06, 0.02))
 

@@ -29,12 +29,20 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"--device is {name}, which this machine does not have ({reason}): use cpu or auto.") from None
 
 
-def load_base(base: str, options: RunOptions) -> tuple[MemoryCapableViT, Preprocessing]:
-    """The base model by the name that was given for it, frozen and without heads, and how its pixels are made."""
+def load_base(
+    base: str, options: RunOptions, device: torch.device | None = None
+) -> tuple[MemoryCapableViT, Preprocessing]:
+    """The base model by the name that was given for it, frozen and without heads, and how its pixels are made.
+
+    `device` stands for that of the options.
+    """
     folder = find_base(base, options.directory / "ceng502", download=not options.no_download)
     model = MemoryCapableViT.from_pretrained(folder)
     model.base_id = base  # not the folder in the cache
     for name in reversed(model.head_names):  # a folder with heads of its own serves as a base all the same
         model.remove_head(name)
-    model.to(resolve_device(options.device))
+    # A copy in bfloat16 instead of autocast, which would convert the frozen weights again in every step.
+    model.to(device or resolve_device(options.device), getattr(torch, options.precision or "float32"))
+    if options.compile:
+        model.compile()
     return model, Preprocessing.from_processor(load_processor(folder))

@@ -1,93 +1,295 @@
-"""`vit_train.py`: train one head on `train`, choose its best epoch on `select`, report it on `eval`, once."""
+"""`vit_train.py`: train heads on `train`, choose on `select`, report on `eval`, once.
 
+One head or a grid of them: all cells are trained in one pass over the data, one pass for each of `--data_seeds`.
+"""
+
+import dataclasses
+import json
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from learnable_memory import heads, plots
+from learnable_memory import grid, heads, plots
+from learnable_memory.checkpoint import Checkpoint
+from learnable_memory.commands.inputs import TrainingInputs, evaluation_loader
 from learnable_memory.commands.model import load_base, start_logging
+from learnable_memory.commands.processes import start_accelerator
 from learnable_memory.config import TrainOptions, to_dict
-from learnable_memory.data import DataSet, load_data_set, make_loader
-from learnable_memory.evaluate import Score, evaluate
-from learnable_memory.runlog import RunLog, read_metrics, versions
-from learnable_memory.train import Best, Recipe, train
+from learnable_memory.data import DataSet, load_data_set
+from learnable_memory.evaluate import evaluate
+from learnable_memory.grid import Cell, Outcome
+from learnable_memory.grid_plot import grid_accuracy
+from learnable_memory.optim import Recipe
+from learnable_memory.runlog import RunLog, read_metrics, versions, write_json
+from learnable_memory.train import train
 from learnable_memory.transforms import Preprocessing
+from vit import MemoryCapableViT
 
 logger = logging.getLogger(__name__)
 
-# What a head file does not keep of the options: it would say something of a machine and nothing of the head.
-OF_THE_MACHINE = ("directory", "output", "device", "workers", "no_download", "overwrite")
+# A head file says these of its own cell.
+OF_THE_GRID = ("regimes", "number_of_memory_tokens", "lr", "seeds", "data_seeds")
+# What a head file does not keep of the options, and what a resumed run may change: it says something of a machine, and
+# nothing of the head.
+OF_THE_MACHINE = (
+    "directory", "output", "device", "workers", "no_download", "overwrite", "keep_all", "compile", "cache_folder",
+    "checkpoint_steps", "resume", "log_with",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a run leaves what."""
+
+    options: TrainOptions
+
+    @property
+    def head(self) -> Path:
+        """The last file to be written: with it the run is finished."""
+        return self.options.output / heads.file_name(self.options.name)
+
+    @property
+    def folder(self) -> Path:
+        return self.options.output / f"{self.options.name}_run"
+
+    def checkpoint(self, suffix: str) -> Path:
+        return self.folder / f"checkpoint{suffix}.pt"
+
+    def outcomes(self, suffix: str) -> Path:
+        """Of one finished pass, with where in the log it ended."""
+        return self.folder / f"outcomes{suffix}.json"
+
+    def unfinished(self) -> list[Path]:
+        return sorted([*self.folder.glob("checkpoint*.pt"), *self.folder.glob("outcomes*.json")])
 
 
 def run(options: TrainOptions) -> int:
-    """Train as the options say; leaves the head's file, its curves and its run folder in `options.output`."""
+    """Train as the options say; leaves the best head's file, its curves and the run folder in `options.output`."""
     start_logging()
-    name = heads.HeadSpec(options.name, num_labels=1).name  # a name that is not legal, before anything is loaded
-    path = options.output / heads.file_name(name)
-    if path.exists() and not options.overwrite:
-        raise FileExistsError(f"{path} exists: choose another --name or --output, or replace it with --overwrite.")
-    model, preprocessing = load_base(options.base_model, options)
-    data = load_data_set(options.dataset, options.directory, options.split_seed, download=not options.no_download)
-    model.add_head(
-        name, len(data.labels), options.number_of_memory_tokens, memory_norm=options.memory_norm,
-        class_token=options.regime != "head", generator=torch.Generator().manual_seed(options.seed),
-    )  # fmt: skip
-    announce(model, name, data)
+    heads.HeadSpec(options.name, num_labels=1)  # a name that is not legal, before anything is loaded
+    files = Files(options)
+    if finished(files):
+        print(f"{options.name}: finished already, in {files.head}")
+        return 0
+    accelerator = start_accelerator(options)
+    is_main = accelerator is None or accelerator.is_main_process
+    if not is_main:
+        logging.getLogger("learnable_memory").setLevel(logging.WARNING)
+    several = accelerator is not None and accelerator.num_processes > 1
+    model, preprocessing = load_base(options.base_model, options, accelerator.device if several else None)
+    data_sets = {
+        seed: load_data_set(options.dataset, options.directory, options.split_seed, not options.no_download, seed)
+        for seed in options.data_seeds or (None,)
+    }
 
-    # A run folder without a head beside it is what an interrupted run left: it is written anew.
-    with RunLog(options.output / f"{name}_run", overwrite=True) as log:
-        log.options(to_dict(options))
-        best, score = fit(model, name, data, preprocessing, options, log)
-    chosen = {"epoch": best.epoch + 1, "select": asdict(best.score), "eval": asdict(score)}
-    model.save_head(name, path, head_metadata(data, preprocessing, options, chosen))
-    picture = plots.training_curves(read_metrics(log.metrics_path), options.output / f"{name}_curves.png", name)
-    print(
-        f"{name}: top-1 {score.top1:.4f}, top-5 {score.top5:.4f} on {score.images:,} evaluation images, after epoch "
-        f"{best.epoch + 1} (select top-1 {best.score.top1:.4f})\n"
-        f"head    {path} ({path.stat().st_size / 1000:.0f} kB)\ncurves  {picture}\nlog     {log.folder}"
-    )
+    outcomes: list[Outcome] = []
+    metadata: dict[str, dict] = {}
+    mirror = accelerator.log if options.log_with else None
+    if is_main and not options.resume:
+        for path in files.unfinished():
+            path.unlink()
+    log = RunLog(files.folder, overwrite=True, resume_at=log_position(files), mirror=mirror) if is_main else None
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    try:
+        if log is not None and log.position == 0:
+            log.options(to_dict(options))
+        for data_seed, data in data_sets.items():
+            one_pass = Pass(model, data, preprocessing, options, data_seed, log, accelerator)
+            outcomes += one_pass.run(files)
+            metadata |= {
+                o.head: head_metadata(data, preprocessing, options, o) for o in outcomes[-len(one_pass.names) :]
+            }
+    finally:
+        if log is not None:
+            log.close()
+        if options.log_with:
+            accelerator.end_training()
+    if is_main:
+        leave(model, outcomes, metadata, files)
     return 0
 
 
-def announce(model, name: str, data: DataSet) -> None:
-    """Say what is about to be trained on what."""
-    numbers = sum(parameter.numel() for parameter in model.heads[name].parameters())
-    logger.info(
-        "%s on %s: %s numbers to learn; %s images of %d classes (%s to choose on, %s to report on), from %s",
-        name, model.base_id, f"{numbers:,}", f"{len(data.train):,}", len(data.labels), f"{len(data.select):,}",
-        f"{len(data.eval):,}", data.source,
-    )  # fmt: skip
+def finished(files: Files) -> bool:
+    """Whether the run that is to be resumed is at its end already.
+
+    Raises FileExistsError where an earlier run would be lost, ValueError if the one to be resumed had other options.
+    """
+    options = files.options
+    if options.resume:
+        record = files.folder / "options.json"
+        if record.exists():
+            before = json.loads(record.read_text(encoding="utf-8"))["options"]
+            ours = json.loads(json.dumps(to_dict(options)))
+            differing = [f"--{key}" for key in ours if key not in OF_THE_MACHINE and before.get(key) != ours[key]]
+            if differing:
+                raise ValueError(
+                    f"--resume needs the options of the run in {files.folder}: {', '.join(differing)} differ."
+                )
+        return files.head.exists()
+    if files.head.exists() and not options.overwrite:
+        raise FileExistsError(
+            f"{files.head} exists: choose another --name or --output, or replace it with --overwrite."
+        )
+    if files.unfinished() and not options.overwrite:
+        raise FileExistsError(
+            f"{files.folder} holds an interrupted run: go on with --resume, or start anew with --overwrite."
+        )
+    return False
 
 
-def fit(
-    model, name: str, data: DataSet, preprocessing: Preprocessing, options: TrainOptions, log: RunLog
-) -> tuple[Best, Score]:
-    """Train, then evaluate the chosen epoch."""
-    workers = options.workers
-    train_loader = make_loader(
-        data.train, preprocessing.train_transform(data.views), options.batch_size, workers, options.seed, shuffle=True
-    )
-    select_loader, eval_loader = (
-        make_loader(split, preprocessing.eval_transform(), options.batch_size, workers)
-        for split in (data.select, data.eval)
-    )
-    recipe = Recipe(options.epochs, options.lr, options.momentum, options.clip, options.warmup_steps, options.max_steps)
-    best = train(model, [name], train_loader, select_loader, recipe, log)[name]
-    score = evaluate(model, eval_loader, [name], description=f"{name} eval")[name]
-    rows = {f"eval/{key}": value for key, value in asdict(score).items()}
-    log.metrics(rows, step=recipe.steps(len(train_loader)), epoch=best.epoch + 1)
-    return best, score
+def log_position(files: Files) -> int | None:
+    """Where the log of the run that is resumed goes on; None for a new run."""
+    if not files.options.resume or not files.folder.exists():
+        return None
+    states = [Checkpoint(path).load() for path in files.folder.glob("checkpoint*.pt")]
+    states += [json.loads(path.read_text(encoding="utf-8")) for path in files.folder.glob("outcomes*.json")]
+    return max((state["log_position"] or 0 for state in states), default=0)
 
 
-def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOptions, chosen: dict) -> dict:
+class Pass:
+    """One pass of all cells over a data set: their training, and their evaluation."""
+
+    def __init__(
+        self, model: MemoryCapableViT, data: DataSet, preprocessing: Preprocessing, options: TrainOptions,
+        data_seed: int | None, log: RunLog | None, accelerator: Any,
+    ) -> None:  # fmt: skip
+        self.model, self.data, self.preprocessing, self.options = model, data, preprocessing, options
+        self.log, self.accelerator = log, accelerator
+        self.seed = options.seed if data_seed is None else data_seed
+        self.suffix = "" if data_seed is None else f"_d{data_seed}"
+        cells = grid.cells(options)
+        alone = len(cells) == 1 and len(options.data_seeds or (None,)) == 1
+        self.names = {options.name if alone else f"{options.name}-{cell.name}{self.suffix}": cell for cell in cells}
+
+    def run(self, files: Files) -> list[Outcome]:
+        """Train and evaluate; what is on disk of it already is not done again."""
+        options = self.options
+        self._add_heads()
+        self._announce()
+        inputs = TrainingInputs(
+            self.model, self.preprocessing, self.data.views, options, self.seed, len(self.names), self.accelerator
+        )
+        loaders = inputs.train(self.data.train), inputs.select(self.data.select)
+        best = train(
+            self.model, list(self.names), *loaders, self._recipes(), self.log, self.log is not None,
+            checkpoint=Checkpoint(files.checkpoint(self.suffix), options.checkpoint_steps),
+            accelerator=self.accelerator,
+        )  # fmt: skip
+        if options.resume and files.outcomes(self.suffix).exists():
+            rows = json.loads(files.outcomes(self.suffix).read_text(encoding="utf-8"))["outcomes"]
+            return [Outcome.from_row(row) for row in rows]
+
+        whole = [name for name in self.names if best[name].tensors and best[name].diverged_at is None]
+        device = next(self.model.parameters()).device
+        loader = evaluation_loader(self.data.eval, self.preprocessing, options, device, self.accelerator)
+        description = f"{options.name} eval" if self.log is not None else None
+        scores = evaluate(self.model, loader, whole, description=description, accelerator=self.accelerator)
+        outcomes = [self._outcome(name, cell, best[name], scores.get(name)) for name, cell in self.names.items()]
+        if self.log is not None:
+            ending = {name: f"/{name}" if len(self.names) > 1 else "" for name in whole}
+            rows = {f"eval/{k}{ending[name]}": v for name in whole for k, v in asdict(scores[name]).items()}
+            chosen = grid.best(outcomes)
+            steps = self._recipes()[chosen.head].steps(len(loaders[0]))
+            self.log.metrics(rows, step=steps, epoch=chosen.epoch)
+            record = {"outcomes": [outcome.row() for outcome in outcomes], "log_position": self.log.position}
+            write_json(files.outcomes(self.suffix), record)
+        return outcomes
+
+    def _add_heads(self) -> None:
+        for name, cell in self.names.items():
+            self.model.add_head(
+                name, len(self.data.labels), cell.memory_tokens, memory_norm=self.options.memory_norm,
+                class_token=cell.regime != "head", generator=torch.Generator().manual_seed(cell.seed),
+            )  # fmt: skip
+
+    def _announce(self) -> None:
+        numbers = sum(self._parameters(name) for name in self.names)
+        what = self.options.name if len(self.names) == 1 else f"{len(self.names)} heads in one pass"
+        logger.info(
+            "%s on %s: %s numbers to learn; %s images of %d classes (%s to choose on, %s to report on), from %s",
+            what, self.model.base_id, f"{numbers:,}", f"{len(self.data.train):,}", len(self.data.labels),
+            f"{len(self.data.select):,}", f"{len(self.data.eval):,}", self.data.source,
+        )  # fmt: skip
+
+    def _parameters(self, name: str) -> int:
+        return sum(parameter.numel() for parameter in self.model.heads[name].parameters())
+
+    def _recipes(self) -> dict[str, Recipe]:
+        o = self.options
+        common = Recipe(o.epochs, o.lr[0], o.momentum, o.clip, o.warmup_steps, o.max_steps)
+        return {name: dataclasses.replace(common, lr=cell.lr) for name, cell in self.names.items()}
+
+    def _outcome(self, name: str, cell: Cell, best, score) -> Outcome:
+        return Outcome(
+            cell, name, self.seed, self._parameters(name), best.epoch + 1 if best.score else None, best.diverged_at,
+            asdict(best.score) if best.score else None, asdict(score) if score else None,
+        )  # fmt: skip
+
+
+def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOptions, outcome: Outcome) -> dict:
     """What a head's file says beyond its shapes: enough to evaluate it again without a flag."""
-    kept = {key: value for key, value in to_dict(options).items() if key not in OF_THE_MACHINE}
+    kept = {key: value for key, value in to_dict(options).items() if key not in OF_THE_MACHINE + OF_THE_GRID}
+    cell = {"regime": outcome.cell.regime, "lr": outcome.cell.lr, "seed": outcome.cell.seed}
     return {
         "labels": data.labels,
         "preprocessing": preprocessing.to_dict(),
         "dataset": data.record(),
-        "metrics": chosen,
-        "training": kept,
+        "metrics": {"epoch": outcome.epoch, "select": outcome.select, "eval": outcome.eval},
+        "training": {**kept, **cell, "data_seed": outcome.data_seed},
         "versions": versions(),
     }
+
+
+def leave(
+    model: MemoryCapableViT, outcomes: Sequence[Outcome], metadata: Mapping[str, dict], files: Files
+) -> None:  # fmt: skip
+    """Write the results and say where they are. The best head's file comes last: with it the run is finished."""
+    options, chosen = files.options, grid.best(outcomes)
+
+    def save(outcome: Outcome, path: Path, name: str) -> None:
+        model.save_head(outcome.head, path, metadata[outcome.head], save_as=name)
+
+    metrics = curves_of(read_metrics(files.folder / "metrics.jsonl"), chosen.head)
+    picture = plots.training_curves(metrics, options.output / f"{options.name}_curves.png", options.name)
+    if len(outcomes) > 1:
+        report_grid(outcomes, chosen, options)
+        if options.keep_all:
+            for outcome in outcomes:
+                save(outcome, options.output / heads.file_name(outcome.head), outcome.head)
+    save(chosen, files.head, options.name)
+    for path in files.unfinished():
+        path.unlink()
+    score, size = chosen.eval, files.head.stat().st_size / 1000
+    which = "" if len(outcomes) == 1 else f" ({chosen.cell.name}, the best of {len(outcomes)} on select)"
+    print(
+        f"{options.name}{which}: top-1 {score['top1']:.4f}, top-5 {score['top5']:.4f} on {score['images']:,} "
+        f"evaluation images, after epoch {chosen.epoch} (select top-1 {chosen.select['top1']:.4f})\n"
+        f"head    {files.head} ({size:.0f} kB)\ncurves  {picture}\nlog     {files.folder}"
+    )
+
+
+def report_grid(outcomes: Sequence[Outcome], chosen: Outcome, options: TrainOptions) -> None:
+    """The results file with every cell, the figure, and the table."""
+    rows = [outcome.row() for outcome in outcomes]
+    results = options.output / f"{options.name}_grid.json"
+    write_json(results, {"best": chosen.head, "cells": rows, "options": to_dict(options), "versions": versions()})
+    picture = grid_accuracy(rows, options.output / f"{options.name}_grid.png", options.name)
+    print(f"{grid.table(outcomes)}\ncells   {results}\nfigure  {picture}")
+
+
+def curves_of(metrics: Sequence[Mapping[str, Any]], head: str) -> list[dict[str, Any]]:
+    """The rows of one head as if it had been alone: with several heads in a log, keys end in the head's name."""
+    ending = f"/{head}"
+    if not any(key.endswith(ending) for row in metrics for key in row):
+        return [dict(row) for row in metrics]
+    place = ("time", "step", "epoch")
+    found = [
+        {key.removesuffix(ending): value for key, value in row.items() if key.endswith(ending) or key in place}
+        for row in metrics
+    ]
+    return [row for row in found if len(row) > len(place)]

@@ -1,14 +1,16 @@
 """`vit_validation.py`: heads put together in one model, each evaluated on its data set's `eval` split."""
 
+import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from learnable_memory import heads
+from learnable_memory.commands.inputs import evaluation_loader
 from learnable_memory.commands.model import load_base, start_logging
 from learnable_memory.config import ValidationOptions
-from learnable_memory.data import DataSet, load_data_set, make_loader
+from learnable_memory.data import DataSet, load_data_set
 from learnable_memory.evaluate import evaluate
 from learnable_memory.runlog import versions, write_json
 from learnable_memory.transforms import Preprocessing
@@ -37,6 +39,7 @@ def validate(options: ValidationOptions) -> list[dict]:
     base = options.base_model or next(iter(files.values()))["base"]["id"]
     if base is None:
         raise ValueError(f"{paths[0]} does not say which base it was trained on: name it with --base_model.")
+    options = dataclasses.replace(options, precision=options.precision or common_precision(files.values()))
     model, preprocessing = load_base(base, options)
     for path in parents_first(files):
         model.load_head(path)
@@ -50,11 +53,19 @@ def validate(options: ValidationOptions) -> list[dict]:
     for settings, members in passes.items():
         together = [metadata["name"] for metadata in members]
         for data, scored in by_data_set(members, options):
-            loader = make_loader(data.eval, settings.eval_transform(), options.batch_size, options.workers)
+            loader = evaluation_loader(data.eval, settings, options, next(model.parameters()).device)
             names = [metadata["name"] for metadata in scored]
             scores = evaluate(model, loader, names, together, description=f"{', '.join(names)}")
             rows |= {metadata["name"]: row(metadata, data, asdict(scores[metadata["name"]])) for metadata in scored}
     return [rows[metadata["name"]] for metadata in files.values()]
+
+
+def common_precision(files: Iterable[dict]) -> str:
+    """The precision that all heads were trained in, so that accuracies repeat; float32 if they differ."""
+    found = {metadata.get("training", {}).get("precision", "float32") for metadata in files}
+    if len(found) > 1:
+        logger.info("The heads were trained in %s: all are evaluated in float32.", " and ".join(sorted(found)))
+    return found.pop() if len(found) == 1 else "float32"
 
 
 def parents_first(files: Mapping[Path, dict]) -> list[Path]:

@@ -1,0 +1,359 @@
+"""A cache of what heads need of the frozen base, so that from the second epoch on an image costs only its task stream.
+
+For each image and view it holds one record: of every layer the base's keys and values (2 N D numbers) or its tokens
+after the first layer norm (N D), and the class token at the end (D).
+
+    keys_values   exact: in float32 the trained head is bit for bit the one trained without a cache. The fastest.
+    tokens        half the size; queries are taken through the key projection instead (`vit.NormedTokens`), which costs
+                  more arithmetic: for caches that would not fit otherwise.
+
+On disk a cache is a folder with `manifest.json`, which says what it is of, and shards `v{view}_{shard}.bin` of plain
+numbers. A shard is written whole or not at all, so a build that broke off goes on where it stopped, and several
+processes build different shards of one cache.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from learnable_memory.files import replacing
+from learnable_memory.images import ImageSet
+from learnable_memory.loading import Key
+from learnable_memory.runlog import write_json
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+FORMS = ("keys_values", "tokens")
+SHARD_BYTES = 2**28
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a cache is of: if any of it differs, so do the numbers.
+
+    Attributes:
+        fingerprint: of the base.
+        precision: in which the base computed, such as "float32".
+        images: `ImageSet.content_hash` of the split.
+        preprocessing: its hash.
+        views: the random views; None for the evaluation view.
+        seed: that the views are drawn with.
+        form: one of FORMS.
+        dtype: of the numbers: "float32", "bfloat16" or "float16".
+        layers, heads, tokens, width: L, H, N and D of the base.
+    """
+
+    fingerprint: str
+    precision: str
+    images: str
+    preprocessing: str
+    views: str | None
+    seed: int
+    form: str
+    dtype: str
+    layers: int
+    heads: int
+    tokens: int
+    width: int
+    format: int = FORMAT
+
+    @property
+    def hash(self) -> str:
+        """16 hex characters: the name of the folder."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's layers: [L, 2, H, N, d] or [L, N, D]."""
+        if self.form == "tokens":
+            return self.layers, self.tokens, self.width
+        return self.layers, 2, self.heads, self.tokens, self.width // self.heads
+
+    @property
+    def batch_axis(self) -> int:
+        """Where images are counted in the layers of a batch: [L, 2, B, H, N, d] or [L, B, N, D]."""
+        return 1 if self.form == "tokens" else 2
+
+    @property
+    def numbers(self) -> int:
+        """Of one record."""
+        return torch.Size(self.shape).numel() + self.width
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+
+def contents_of(
+    model, image_set: ImageSet, preprocessing_hash: str, views: str | None, seed: int, form: str, dtype: str
+) -> Contents:
+    """The contents of the cache of a split, for a MemoryCapableViT. Raises ValueError for an unknown form."""
+    if form not in FORMS:
+        raise ValueError(f"The form of a cache is {form!r}; legal: {', '.join(FORMS)}.")
+    precision = str(model.vit.embeddings.cls_token.dtype).removeprefix("torch.")
+    return Contents(
+        model.fingerprint, precision, image_set.content_hash, preprocessing_hash, views, seed if views else 0, form,
+        dtype, model.config.num_hidden_layers, model.config.num_attention_heads,
+        model.vit.embeddings.position_embeddings.shape[1], model.config.hidden_size,
+    )  # fmt: skip
+
+
+class FeatureCache:
+    """The records of one split.
+
+    Args:
+        contents: what it is of.
+        images: of the split.
+        views: random views of each image.
+        folder: where caches are kept; None for memory.
+
+    Raises ValueError if the folder holds a cache of something else, or a damaged one.
+    """
+
+    def __init__(self, contents: Contents, images: int, views: int = 1, folder: Path | None = None) -> None:
+        self.contents, self.images, self.views = contents, images, views
+        self.folder = None if folder is None else Path(folder) / contents.hash
+        self.record_bytes = contents.numbers * contents.torch_dtype.itemsize
+        self.shard_images = max(1, min(images, SHARD_BYTES // self.record_bytes))
+        self._shards: dict[tuple[int, int], Tensor] = {}
+        if self.folder is not None and (self.folder / "manifest.json").exists():
+            self._check_manifest()
+
+    def _check_manifest(self) -> None:
+        path = self.folder / "manifest.json"
+        expected = {**dataclasses.asdict(self.contents), "count": self.images}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): delete the folder to build the cache anew.") from None
+        differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+        if differing:
+            raise ValueError(
+                f"{self.folder} is a cache of something else: it differs in {', '.join(differing)}. Delete the folder, "
+                "or choose another --cache_folder."
+            )
+
+    # ---------------------------------------------------------------------------------------------------------- size
+    @property
+    def bytes(self) -> int:
+        """Of all records."""
+        return self.images * self.views * self.record_bytes
+
+    def check_room(self) -> None:
+        """Raise ValueError if what is still to be written does not fit into the memory or on the disk."""
+        left = sum(self._rows(shard) for _, shard in self.missing()) * self.record_bytes
+        if self.folder is None:
+            free, where, instead = available_memory(), "memory", "--cache disk, "
+        else:
+            existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+            free, where, instead = psutil.disk_usage(existing).free, f"the disk of {self.folder.parent}", ""
+        if left > 0.95 * free:
+            raise ValueError(
+                f"The cache needs {_gigabytes(left)}, but {where} has {_gigabytes(free)} free: choose {instead}"
+                "--cache_dtype bfloat16, --cache_form tokens, fewer --views, or --cache none."
+            )
+
+    # --------------------------------------------------------------------------------------------------------- build
+    def missing(self) -> list[tuple[int, int]]:
+        """The (view, shard) that are still to be built.
+
+        Raises ValueError if the file of a shard has not the size that it must have.
+        """
+        shards = range(-(-self.images // self.shard_images))
+        return [(view, shard) for view in range(self.views) for shard in shards if not self._exists(view, shard)]
+
+    def build(
+        self, model, batches: Callable[[Sequence[list[Key]]], Iterable[tuple[Tensor, Tensor]]], batch_size: int,
+        process: int = 0, processes: int = 1, description: str | None = None,
+    ) -> None:  # fmt: skip
+        """Compute what is missing; of several processes, each its part.
+
+        Args:
+            model: the MemoryCapableViT.
+            batches: gives (pixel_values, labels) for lists of (view, index), in their order.
+            batch_size: images at once.
+            description: the progress bar's; None for no bar.
+        """
+        todo = self.missing()[process::processes]
+        if self.folder is not None and process == 0:
+            write_json(self.folder / "manifest.json", {**dataclasses.asdict(self.contents), "count": self.images})
+        keys = {(view, shard): self._keys(view, shard, batch_size) for view, shard in todo}
+        loader = iter(batches([batch for shard in keys.values() for batch in shard])) if todo else iter(())
+        device = next(model.parameters()).device
+        total = sum(self._rows(shard) for _, shard in todo)
+        with tqdm(total=total, desc=description, unit=" images", disable=description is None or not todo) as bar:
+            for (view, shard), its_batches in keys.items():
+                records = torch.empty(self._rows(shard), self.contents.numbers, dtype=self.contents.torch_dtype)
+                done = 0
+                for batch in its_batches:
+                    pixel_values, _ = next(loader)
+                    tokens = model.base_tokens(pixel_values.to(device), self.contents.form == "keys_values")
+                    layers = tokens.layers.movedim(self.contents.batch_axis, 0).flatten(1)  # [B, numbers - D]
+                    records[done : done + len(batch), : layers.shape[1]] = layers
+                    records[done : done + len(batch), layers.shape[1] :] = tokens.output
+                    done += len(batch)
+                    bar.update(len(batch))
+                self._keep(view, shard, records)
+
+    def _rows(self, shard: int) -> int:
+        return min(self.shard_images, self.images - shard * self.shard_images)
+
+    def _keys(self, view: int, shard: int, batch_size: int) -> list[list[Key]]:
+        first, count = shard * self.shard_images, self._rows(shard)
+        return [
+            [(view, first + row) for row in range(start, min(start + batch_size, count))]
+            for start in range(0, count, batch_size)
+        ]
+
+    def _path(self, view: int, shard: int) -> Path:
+        return self.folder / f"v{view:04d}_{shard:06d}.bin"
+
+    def _exists(self, view: int, shard: int) -> bool:
+        if self.folder is None:
+            return (view, shard) in self._shards
+        path = self._path(view, shard)
+        if not path.exists():
+            return False
+        expected = self._rows(shard) * self.record_bytes
+        size = path.stat().st_size
+        if size != expected:
+            raise ValueError(f"{path} has {size} bytes instead of {expected}: delete it, and it is built anew.")
+        return True
+
+    def _keep(self, view: int, shard: int, records: Tensor) -> None:
+        if self.folder is None:
+            self._shards[view, shard] = records
+            return
+        # Written, not mapped: a full disk is then an error, and not a signal that ends the process.
+        with replacing(self._path(view, shard)) as unfinished, unfinished.open("wb") as file:
+            file.write(memoryview(records.view(torch.uint8).numpy()))
+
+    # ---------------------------------------------------------------------------------------------------------- read
+    def record(self, view: int, index: int) -> Tensor:
+        """One image's numbers [numbers]; on disk they are mapped, not read."""
+        shard, row = divmod(index, self.shard_images)
+        if (view, shard) not in self._shards:
+            count = self._rows(shard)
+            mapped = torch.from_file(
+                str(self._path(view, shard)), False, count * self.contents.numbers, dtype=self.contents.torch_dtype
+            )
+            self._shards[view, shard] = mapped.view(count, -1)
+        return self._shards[view, shard][row]
+
+
+class CachedLoader:
+    """Batches of (what the heads need, labels int64 [B]) from a cache; the counterpart of `loading.make_loader`.
+
+    The next batch is read while one is worked on, into one of two buffers that are used in turn: a batch is overwritten
+    once the next one has been asked for.
+
+    Args:
+        cache: built.
+        image_set: its split.
+        batch_sampler: lists of (view, index), such as `loading.EpochBatches`.
+        wrap: makes the first part from layers ([L, 2, B, H, N, d] or [L, B, N, D]) and output [B, D]: `vit.BaseTokens`.
+        dtype: of the batches: the base's on a CPU, so that nothing is converted twice. None leaves the cache's.
+    """
+
+    def __init__(
+        self, cache: FeatureCache, image_set: ImageSet, batch_sampler: Any, wrap: Callable[[Tensor, Tensor], Any],
+        dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        self.cache, self.dataset, self.batch_sampler, self.wrap = cache, image_set, batch_sampler, wrap
+        self.dtype = dtype or cache.contents.torch_dtype
+        self._labels = torch.from_numpy(image_set.labels)
+        self._buffers: list[Tensor | None] = [None, None]
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        return self._read_ahead(enumerate(self.batch_sampler))
+
+    def _read_ahead(self, batches: Iterator[tuple[int, list[Key]]]) -> Iterator[tuple[Any, Tensor]]:
+        with ThreadPoolExecutor(1) as reader:
+            coming = None
+            for number, keys in batches:
+                ready, coming = coming, reader.submit(self._batch, number, keys)
+                if ready is not None:
+                    yield ready.result()
+            if coming is not None:
+                yield coming.result()
+
+    def _batch(self, number: int, keys: list[Key]) -> tuple[Any, Tensor]:
+        contents, count = self.cache.contents, len(keys)
+        layers = self._buffer(number % 2, count)
+        output = torch.empty(count, contents.width, dtype=self.dtype)
+        for place, (view, index) in enumerate(keys):
+            record = self.cache.record(view, index)
+            layers.select(contents.batch_axis, place).copy_(record[: -contents.width].view(contents.shape))
+            output[place] = record[-contents.width :]
+        labels = self._labels[[index for _, index in keys]]
+        return self.wrap(layers, output), labels
+
+    def _buffer(self, which: int, count: int) -> Tensor:
+        """Contiguous, for `count` images; its memory stays, since new pages cost as much as the copying."""
+        axis, shape = self.cache.contents.batch_axis, self.cache.contents.shape
+        numbers = torch.Size(shape).numel() * count
+        buffer = self._buffers[which]
+        if buffer is None or len(buffer) < numbers:
+            buffer = torch.empty(numbers, dtype=self.dtype, pin_memory=torch.cuda.is_available())
+            self._buffers[which] = buffer
+        return buffer[:numbers].view(*shape[:axis], count, *shape[axis:])
+
+
+# ------------------------------------------------------------------------------------------------------- size and gain
+def expected_gain(contents: Contents, heads: int) -> float:
+    """How many times faster an image is from the cache than without it, by arithmetic alone (multiplications).
+
+    In each layer the base takes 12 N D^2 + 2 N^2 D, a class token 12 D^2 + 2 N D forward and as much backward. With
+    many heads the task stream dominates, and there is less to gain.
+    """
+    n, d = contents.tokens, contents.width
+    base, task = 12 * n * d * d + 2 * n * n * d, 2 * (12 * d * d + 2 * n * d)
+    absorbed = 2 * (2 * d * d + 2 * n * d * (contents.heads - 1)) if contents.form == "tokens" else 0
+    return (base + heads * task) / (heads * (task + absorbed))
+
+
+def available_memory() -> int:
+    """Bytes that can still be allocated, by the machine and by the limit of a container."""
+    free = psutil.virtual_memory().available
+    limits = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    try:
+        limit, used = (path.read_text().strip() for path in limits)
+        return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no container, or another version of its files
+        return free
+
+
+def describe(cache: FeatureCache, heads: int, epochs: int) -> str:
+    """What is about to be built, and what it brings, in one line."""
+    place = "in memory" if cache.folder is None else f"in {cache.folder}"
+    views = "" if cache.views == 1 else f" x {cache.views} views"
+    todo = sum(cache._rows(shard) for _, shard in cache.missing())
+    per_epoch, total = expected_gain(cache.contents, heads), cache.images * cache.views
+    # Epochs in units of one without a cache; a build costs one, less the heads.
+    share = 1 / per_epoch
+    whole = epochs / (todo / cache.images * (1 - share) + epochs * share)
+    return (
+        f"cache of {cache.images:,} images{views}: {_gigabytes(cache.bytes)} of {cache.contents.form} as "
+        f"{cache.contents.dtype} {place}, {total - todo:,} of {total:,} there; {heads} head{'s' * (heads > 1)} "
+        f"from it: up to {per_epoch:.1f} times faster an epoch, {whole:.1f} times over {epochs} epochs with the "
+        "building (by arithmetic)"
+    )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,184 @@
+"""A grid of heads: every combination of what `vit_train.py` was given several values of, and what became of each.
+
+    for cell in cells(options):                     # one head for each
+        model.add_head(f"{options.name}_{cell.name}", ...)
+    print(table(outcomes))                          # for the terminal
+    best(outcomes).head                             # the one to keep
+    rows = [outcome.row() for outcome in outcomes]  # for JSON; Outcome.from_row(row) gives it back
+
+Standard library only: a grid can be counted and named before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from statistics import fmean, stdev
+from typing import Any, Literal, NamedTuple
+
+from learnable_memory.config import TrainOptions
+
+PROBE = "head"  # the regime of a linear probe
+Split = Literal["select", "eval"]
+
+
+def shortest(number: float) -> str:
+    """The shortest text that only this number has: 0.03, 1, 1e-05. `%g` would give two close rates the same one."""
+    # Not repr(number): options also take numpy's floats, which say their type there.
+    return float.__repr__(float(number)).removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination: a head, and the rate that it is trained at.
+
+    Attributes:
+        regime: one of config.REGIMES.
+        memory_tokens: in each layer; 0 in the regimes without memory.
+        lr: the peak rate.
+        seed: draws the head's initial values.
+    """
+
+    regime: str
+    memory_tokens: int
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Short and unique in its grid, made of what names of heads may be made of: `m5_lr0p03_s0`, `probe_lr1_s2`."""
+        kind = "probe" if self.regime == PROBE else f"m{self.memory_tokens}"
+        # A point would split the names of parameters.
+        return f"{kind}_lr{shortest(self.lr).replace('.', 'p')}_s{self.seed}"
+
+
+def cells(options: TrainOptions) -> list[Cell]:
+    """All combinations, in the order of the options. `head+class` is memory of 0 tokens, so it comes once."""
+    kinds: list[tuple[str, int]] = []
+    for regime in options.regimes:
+        counts = options.number_of_memory_tokens if regime == "memory" else (0,)
+        kinds += [("head+class" if regime == "memory" and count == 0 else regime, count) for count in counts]
+    return [Cell(*kind, lr, seed) for kind, lr, seed in product(dict.fromkeys(kinds), options.lr, options.seeds)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one head of a grid.
+
+    Attributes:
+        cell: what it is.
+        head: its name in the model.
+        data_seed: what its pass over the data was drawn with.
+        parameters: how many numbers it has learned.
+        epoch: its best epoch, from 1; None if it diverged before the end of the first.
+        diverged_at: the step, from 1, at which it diverged, or None.
+        select, eval: `Score` as a dict, None where there is none.
+    """
+
+    cell: Cell
+    head: str
+    data_seed: int
+    parameters: int
+    epoch: int | None
+    diverged_at: int | None
+    select: dict[str, Any] | None
+    eval: dict[str, Any] | None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Outcome:
+        """The outcome that `row()` was made of; what else is in the row is left aside.
+
+        Raises ValueError if something is missing in it.
+        """
+        names = {kind: [field.name for field in fields(kind) if field.name != "cell"] for kind in (Cell, cls)}
+        try:
+            cell, own = ({name: row[name] for name in names[kind]} for kind in (Cell, cls))
+        except KeyError as missing:
+            raise ValueError(f"A row has no {missing}: check that these are the rows of a grid's results.") from None
+        return cls(cell=Cell(**cell), **own)
+
+    def row(self) -> dict[str, Any]:
+        """As JSON: the cell's values beside the others."""
+        values = asdict(self)
+        return {**values.pop("cell"), **values}
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its scores say nothing: it was stopped, or it broke in the last step, which only its loss shows.
+
+        An earlier epoch may have been good, but by luck of when it was stopped.
+        """
+        loss = None if self.select is None else self.select["loss"]
+        return self.diverged_at is not None or loss is None or not math.isfinite(loss)
+
+
+def best(outcomes: Sequence[Outcome]) -> Outcome:
+    """The best top-1 on the selection split, of equals the lowest loss there, and at last the first.
+
+    Raises ValueError if all have diverged.
+    """
+    whole = [outcome for outcome in outcomes if not outcome.diverged]
+    if not whole:
+        raise ValueError("Every head of the grid has diverged: lower --lr.")
+    return min(whole, key=lambda outcome: (-outcome.select["top1"], outcome.select["loss"]))
+
+
+# ------------------------------------------------------------------------------------------------ runs of the same kind
+
+
+class Kind(NamedTuple):
+    """What the runs have in common that differ in their seeds only."""
+
+    regime: str
+    memory_tokens: int
+    lr: float
+
+
+def by_kind(outcomes: Iterable[Outcome]) -> dict[Kind, list[Outcome]]:
+    """Runs that differ in their seeds only, together; kinds in the order in which they first come."""
+    groups: dict[Kind, list[Outcome]] = {}
+    for outcome in outcomes:
+        cell = outcome.cell
+        groups.setdefault(Kind(cell.regime, cell.memory_tokens, cell.lr), []).append(outcome)
+    return groups
+
+
+def accuracies(outcomes: Iterable[Outcome], split: Split) -> list[float]:
+    """Top-1 on a split, in [0, 1], of the runs that did not diverge and have been there."""
+    scores = [getattr(outcome, split) for outcome in outcomes if not outcome.diverged]
+    return [score["top1"] for score in scores if score is not None]
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The grid as text: a line of headings, then one for each kind of head and rate, in the order of `outcomes`.
+
+    Accuracies are in percent: the mean over the runs that did not diverge and, of several, their sample standard
+    deviation; "-" where no run is left. Runs differ in `--seeds` and `--data_seeds`.
+    """
+    groups = by_kind(outcomes)
+    runs = groups.values()
+    splits: tuple[Split, ...] = ("select", "eval")
+    columns = [
+        ["regime", *(kind.regime for kind in groups)],
+        ["tokens", *(str(kind.memory_tokens) for kind in groups)],
+        ["lr", *(shortest(kind.lr) for kind in groups)],
+        ["runs", *(str(len(same)) for same in runs)],
+        ["diverged", *(str(sum(outcome.diverged for outcome in same)) for same in runs)],
+        *(_percent_column(f"{split} top-1 %", [accuracies(same, split) for same in runs]) for split in splits),
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for first, *rest in zip(*columns, strict=True):
+        numbers = (text.rjust(width) for text, width in zip(rest, widths[1:], strict=True))
+        lines.append("  ".join((first.ljust(widths[0]), *numbers)).rstrip())
+    return "\n".join(lines)
+
+
+def _percent_column(heading: str, groups: Sequence[Sequence[float]]) -> list[str]:
+    """Heading and entries; deviations are padded behind, so that the means stand under each other."""
+    means = [f"{100 * fmean(group):.2f}" if group else "-" for group in groups]
+    spreads = [f" ± {100 * stdev(group):.2f}" if len(group) > 1 else "" for group in groups]
+    width = max(map(len, spreads), default=0)
+    return [heading + (" ± sd" if width else ""), *(m + s.ljust(width) for m, s in zip(means, spreads, strict=True))]

@@ -1,0 +1,215 @@
+"""The picture of a grid: accuracy against the number of memory tokens, one line for each learning rate.
+
+It is drawn from the rows of the results, so that it can be drawn again without training:
+
+    grid_accuracy([outcome.row() for outcome in outcomes], "grid.png", "CIFAR100")
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from learnable_memory import plots
+from learnable_memory.grid import PROBE, Kind, Outcome, Split, accuracies, by_kind, shortest
+from learnable_memory.plots import BASE_LIGHT, FAINT, INK
+
+MARKERS = "osD^vPX"  # a second way to tell rates apart, for eyes and printers without colour
+LINES = ("-", "--", ":")  # and a third, where the colours come round again
+LEGEND_COLUMNS = 10
+PANELS: tuple[tuple[Split, str], ...] = (("eval", "Evaluation split"), ("select", "Selection split"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things stand in both panels.
+
+    Attributes:
+        places: the marks of the horizontal axis in their order, evenly spaced: "probe", "0", "5", ..
+        rates: the learning rates, rising; in each place they stand side by side.
+        floor: the accuracy below which no run is drawn.
+        crosses: the height at which diverged runs are marked, or None if there are none.
+        top: the upper end of the vertical axis.
+    """
+
+    places: Sequence[str]
+    rates: Sequence[float]
+    floor: float
+    crosses: float | None
+    top: float
+
+    @property
+    def step(self) -> float:
+        """From one rate to the next, in places."""
+        return min(0.2, 0.72 / len(self.rates))
+
+    def x(self, kind: Kind) -> float:
+        shift = self.rates.index(kind.lr) - (len(self.rates) - 1) / 2
+        return self.places.index(place(kind)) + shift * self.step
+
+
+def place(kind: Kind) -> str:
+    return "probe" if kind.regime == PROBE else str(kind.memory_tokens)
+
+
+def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> Path:
+    """Top-1 of all heads of a grid on the evaluation and the selection split, side by side.
+
+    A line is the mean over the runs of a learning rate that differ in their seeds only, its bars the sample standard
+    deviation where there are several, and beside them each run is a faint point. Diverged runs are in no mean: each
+    group of them is a cross at the bottom, with their number if it is above one. The linear probe has no memory, so it
+    stands apart at the left.
+
+    Args:
+        rows: of `Outcome.row()`, or the same read back from JSON. Accuracies are in [0, 1].
+        path: where the PNG goes.
+        title: above both panels, such as the data set's name.
+
+    Raises:
+        ValueError: there is no row, or one lacks something.
+    """
+    groups = by_kind(Outcome.from_row(row) for row in rows)
+    if not groups:
+        raise ValueError("There are no rows, so there is nothing to draw: check that these are a grid's results.")
+    layout = _layout(groups)
+    width = 1.6 + 2 * len(layout.places) * max(0.62, 0.13 * len(layout.rates))
+    legend = 0.28 + 0.22 * math.ceil(len(layout.rates) / LEGEND_COLUMNS)
+    figure = Figure(figsize=(max(9.5, width), 4.1 + legend), layout="constrained")
+    panels, below = figure.subfigures(2, 1, height_ratios=(4.1, legend))
+    _draw_legends(below.subplots(), groups, layout)
+    for axes, (split, heading) in zip(panels.subplots(1, 2, sharey=True), PANELS, strict=True):
+        plots.style(axes, "memory tokens in each layer")
+        axes.set_title(heading, color=INK, fontsize=10)
+        _set_axes(axes, layout)
+        _draw_runs(axes, groups, layout, split)
+        _draw_diverged(axes, groups, layout)
+    panels.axes[0].set_ylabel("top-1 accuracy", color=FAINT, fontsize=9)
+    panels.suptitle(title or "Grid", color=INK, fontsize=12, fontweight="bold")
+    return plots.save(figure, path)
+
+
+def _layout(groups: Mapping[Kind, Sequence[Outcome]]) -> Layout:
+    counts = sorted({kind.memory_tokens for kind in groups if kind.regime != PROBE})
+    places = ["probe"] * any(kind.regime == PROBE for kind in groups) + [str(count) for count in counts]
+    reached = [value for split, _ in PANELS for same in groups.values() for value in _extent(accuracies(same, split))]
+    low, high = (min(reached), max(reached)) if reached else (0.0, 1.0)
+    margin = max(0.005, 0.06 * (high - low))
+    floor, top = low - margin, high + margin
+    diverged = any(outcome.diverged for same in groups.values() for outcome in same)
+    return Layout(
+        places, sorted({kind.lr for kind in groups}), floor, floor - 0.08 * (top - floor) if diverged else None, top
+    )
+
+
+def _extent(values: Sequence[float]) -> tuple[float, ...]:
+    """All heights that these runs take in the picture: their own, and the ends of their bar."""
+    mean, deviation = _mean(values), _deviation(values)
+    return (*values, mean - deviation, mean + deviation) if values else ()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _set_axes(axes: Axes, layout: Layout) -> None:
+    """Marks of both axes; the strip for diverged runs has its name in place of a percentage."""
+    empty = max(0, 3 - len(layout.places)) / 2  # at both sides of a place or two, which would be too wide
+    axes.set_xlim(-0.55 - empty, len(layout.places) - 0.45 + empty)
+    axes.set_xticks(range(len(layout.places)), layout.places)
+    if layout.places[0] == "probe" and len(layout.places) > 1:
+        axes.axvline(0.5, color=BASE_LIGHT, linewidth=0.8)
+    ticks = [round(tick, 6) for tick in MaxNLocator(6).tick_values(layout.floor, layout.top)]
+    axes.set_yticks([tick for tick in ticks if max(0.0, layout.floor) <= tick <= min(1.0, layout.top)])
+    whole = all(math.isclose(100 * tick, round(100 * tick), abs_tol=1e-3) for tick in ticks)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0 if whole else None))
+    bottom = layout.floor
+    if layout.crosses is not None:
+        bottom -= 2 * (layout.floor - layout.crosses)
+        axes.axhspan(bottom, layout.floor, color=plots.HIDDEN, zorder=0)
+        axes.set_yticks([layout.crosses], ["diverged"], minor=True)
+        axes.tick_params(axis="y", which="minor", length=0, colors=FAINT, labelsize=8)
+    axes.set_ylim(bottom, layout.top)
+
+
+def _draw_runs(axes: Axes, groups: Mapping[Kind, Sequence[Outcome]], layout: Layout, split: Split) -> None:
+    """For each rate a line over the memory tokens, broken where no run is left, and the probe by itself."""
+    for lr in layout.rates:
+        look = _look(layout, lr)
+        of_rate = {kind: accuracies(same, split) for kind, same in groups.items() if kind.lr == lr}
+        probe = [kind for kind in of_rate if kind.regime == PROBE]
+        memory = sorted((kind for kind in of_rate if kind.regime != PROBE), key=lambda kind: kind.memory_tokens)
+        for joined in filter(None, (probe, memory)):
+            means = [_mean(of_rate[kind]) for kind in joined]
+            axes.plot([layout.x(kind) for kind in joined], means, zorder=4, **look)
+        for kind, values in of_rate.items():
+            if len(values) > 1:  # one run alone is its own mean
+                _draw_spread(axes, layout.x(kind), layout.x(kind) + 0.42 * layout.step, values, look["color"])
+    if not any(accuracies(same, split) for same in groups.values()):
+        whole = any(not outcome.diverged for same in groups.values() for outcome in same)
+        words = "no run was evaluated here" if whole else "every run diverged"
+        axes.text(0.5, 0.55, words, transform=axes.transAxes, color=FAINT, fontsize=9, ha="center")
+
+
+def _draw_spread(axes: Axes, x: float, beside: float, values: Sequence[float], colour: str) -> None:
+    axes.errorbar(x, _mean(values), _deviation(values), color=colour, linewidth=1.2, capsize=2, zorder=3)
+    axes.plot([beside] * len(values), values, **_faint_points(colour))
+
+
+def _draw_diverged(axes: Axes, groups: Mapping[Kind, Sequence[Outcome]], layout: Layout) -> None:
+    for kind, same in groups.items():
+        diverged = sum(outcome.diverged for outcome in same)
+        if not diverged:
+            continue
+        colour = plots.head_colour(layout.rates.index(kind.lr))
+        axes.plot(layout.x(kind), layout.crosses, "x", color=colour, markersize=5, markeredgewidth=1.5)
+        if diverged > 1:
+            axes.annotate(
+                str(diverged), (layout.x(kind), layout.crosses), (0, -5), textcoords="offset points", color=colour,
+                fontsize=6.5, ha="center", va="top",
+            )  # fmt: skip
+
+
+def _look(layout: Layout, lr: float) -> dict[str, Any]:
+    index = layout.rates.index(lr)
+    line = LINES[index // len(plots.HEADS) % len(LINES)]
+    marker = MARKERS[index % len(MARKERS)]
+    return {"color": plots.head_colour(index), "marker": marker, "markersize": 4.5, "linestyle": line, "linewidth": 1.5}
+
+
+def _faint_points(colour: str) -> dict[str, Any]:
+    return {"color": plots.lighter(colour, 0.5), "marker": ".", "markersize": 4, "linestyle": "none", "zorder": 2}
+
+
+def _draw_legends(axes: Axes, groups: Mapping[Kind, Sequence[Outcome]], layout: Layout) -> None:
+    """Below the panels, where they hide no point: the rates, then what the marks mean that are in this picture."""
+    axes.set_axis_off()
+    rates = [Line2D([], [], label=f"lr {shortest(lr)}", **_look(layout, lr)) for lr in layout.rates]
+    marks = []
+    if any(len(accuracies(same, split)) > 1 for same in groups.values() for split, _ in PANELS):
+        bar = {"color": FAINT, "marker": "|", "markersize": 9, "markeredgewidth": 1.2, "linestyle": "none"}
+        marks += [
+            Line2D([], [], label="mean ± standard deviation over seeds", **bar),
+            Line2D([], [], label="one run", **_faint_points(FAINT)),
+        ]
+    if layout.crosses is not None:
+        cross = {"color": FAINT, "marker": "x", "markersize": 5, "markeredgewidth": 1.5, "linestyle": "none"}
+        marks.append(Line2D([], [], label="diverged (how many, if several)", **cross))
+    look = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0}
+    first = axes.legend(handles=rates, loc="upper center", ncols=min(len(rates), LEGEND_COLUMNS), **look)
+    if marks:
+        axes.add_artist(first)  # a second legend of the same axes would take its place
+        axes.legend(handles=marks, loc="lower center", ncols=len(marks), **look)
