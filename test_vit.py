@@ -587,3 +587,107 @@ def test_forward_and_from_base_refuse():
         MemoryCapableViT.from_base(torch.nn.Linear(1, 1))
     with pytest.raises(KeyError, match="There is no head 'B'"):
         model.remove_head("B")
+
+
+# ------------------------------------------------------------------------------------------------ from kept base tokens
+GRAPH = [(2, True, set()), (0, True, {0}), (5, False, set()), (3, True, {1, 2}), (1, False, {0})]
+
+
+def with_a_graph(**changes):
+    """Five heads that extend each other, of several counts and both norms, and a linear probe."""
+    model = build(GRAPH, tiny_model(**changes))
+    add_random_head(model, "probe", 3, 0, class_token=False)
+    return model
+
+
+def logits_and_gradients(model, inputs):
+    """Everything that training sees: all logits, and the gradient of every parameter of every head."""
+    model.zero_grad()
+    model.heads.requires_grad_(True)
+    labels = torch.tensor([0, 1, 1])
+    outputs = model(inputs, labels=dict.fromkeys(model.head_names, labels))
+    sum(output.loss for name, output in outputs.items() if name != "base").backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.heads.named_parameters()}
+    return {name: output.logits.detach() for name, output in outputs.items()}, gradients
+
+
+KINDS = pytest.mark.parametrize("changes", [{}, {"attn_implementation": "sdpa"}, {"qkv_bias": False}], ids=str)
+
+
+@KINDS
+def test_kept_keys_and_values_answer_bit_for_bit_as_pixels(changes):
+    model = with_a_graph(**changes)
+    found, gradients = logits_and_gradients(model, model.base_tokens(images()))
+    expected, expected_gradients = logits_and_gradients(model, images())
+    assert list(found) == list(expected) == ["base", "h0", "h1", "h2", "h3", "h4", "probe"]
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert gradients.keys() == expected_gradients.keys()
+    assert all(value.abs().max() > 0 for value in expected_gradients.values())
+    assert max(difference(gradients[name], value) for name, value in expected_gradients.items()) < 1e-6
+
+
+@KINDS
+def test_kept_keys_and_values_teach_bit_for_bit_as_pixels(changes):
+    model = with_a_graph(**changes)
+    _, found = logits_and_gradients(model, model.base_tokens(images()))
+    _, expected = logits_and_gradients(model, images())
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_kept_tokens_answer_and_teach_as_pixels_up_to_rounding(dtype, bound, qkv_bias):
+    """Their scores are the same sums in another order, so the bound is that of the dtype."""
+    model = with_a_graph(dtype=dtype, attn_implementation="sdpa", qkv_bias=qkv_bias)
+    # Weights of 0.3 grow values, and their rounding, far beyond those of any trained base.
+    with torch.no_grad():
+        for parameter in model.vit.layers.parameters():
+            parameter.mul_(0.5)
+    kept = model.base_tokens(images(dtype=dtype), keys_and_values=False)
+    assert kept.layers.shape == (3, 3, 17, 32)  # L, B, N, D
+    found, expected = logits_and_gradients(model, kept), logits_and_gradients(model, images(dtype=dtype))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        # Relative to the largest number of a tensor: gradients of several heads reach far beyond 1.
+        errors = {name: difference(ours[name], value) / max(1, value.abs().max()) for name, value in theirs.items()}
+        assert max(errors.values()) < bound, errors
+
+
+@pytest.mark.parametrize("keys_and_values", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kept_numbers_of_another_dtype_are_cast_to_the_bases(dtype, keys_and_values):
+    model = with_a_graph()
+    kept = model.base_tokens(images(), keys_and_values)
+    short = kept.to(dtype)
+    assert (short.layers.dtype, short.output.dtype, len(short)) == (dtype, dtype, 3)
+    assert (kept.layers.dtype, kept.output.dtype) == (torch.float32, torch.float32)  # a copy
+    found, cast_before = model(short), model(short.to(torch.float32))
+    assert all(torch.equal(found[name].logits, cast_before[name].logits) for name in found)
+    assert {name: output.logits.dtype for name, output in found.items()} == dict.fromkeys(found, torch.float32)
+    assert any(not torch.equal(found[name].logits, answer.logits) for name, answer in model(kept).items())
+
+
+def test_kept_tokens_give_the_heads_states_and_attentions_but_not_the_bases():
+    model = with_a_graph()
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    found, expected = model(model.base_tokens(images()), **asked), model(images(), **asked)
+    for name in model.head_names[:-1]:
+        assert len(found[name].hidden_states) == 4 and len(found[name].attentions) == 3
+        for ours, theirs in zip(
+            (*found[name].hidden_states, *found[name].attentions),
+            (*expected[name].hidden_states, *expected[name].attentions),
+            strict=True,
+        ):
+            assert torch.equal(ours, theirs)
+    for name in ("base", "probe"):  # what they would show is the base's, which did not run
+        assert found[name].hidden_states is None and found[name].attentions is None
+
+
+def test_kept_tokens_record_nothing_of_the_base_and_leave_the_callers_mode():
+    model = with_a_graph()
+    kept = model.base_tokens(images().requires_grad_())
+    assert not kept.layers.requires_grad and not kept.output.requires_grad and torch.is_grad_enabled()
+    model.train_only(["h2"])
+    assert model(kept, heads=["h2"])["h2"].logits.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(model(kept)["h3"].logits, model(images())["h3"].logits)

@@ -433,7 +433,8 @@ def run_base_layer(layer: ViTLayer, hidden: Tensor, mask, stop_at_keys: bool, wa
     attention = layer.attention
     normed = layer.layernorm_before(hidden)  # [B, N, D]
     key, value = _split(attention.k_proj(normed), attention), _split(attention.v_proj(normed), attention)
-    seen = KeysAndValues(key, value)
+    # In the memory order of `BaseTokens`: the same kernels, and so the same bits, forward and backward.
+    seen = KeysAndValues(key.contiguous(), value.contiguous())
     if stop_at_keys:
         return BaseLayer(hidden, normed, seen)
     query = _split(attention.q_proj(normed), attention)

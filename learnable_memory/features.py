@@ -135,6 +135,8 @@ class FeatureCache:
         expected = {**dataclasses.asdict(self.contents), "count": self.images}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}): delete the folder to build the cache anew.") from None
         differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
@@ -170,8 +172,11 @@ class FeatureCache:
 
         Raises ValueError if the file of a shard has not the size that it must have.
         """
+        return [key for key in self._all() if not self._exists(*key)]
+
+    def _all(self) -> list[tuple[int, int]]:
         shards = range(-(-self.images // self.shard_images))
-        return [(view, shard) for view in range(self.views) for shard in shards if not self._exists(view, shard)]
+        return [(view, shard) for view in range(self.views) for shard in shards]
 
     def build(
         self, model, batches: Callable[[Sequence[list[Key]]], Iterable[tuple[Tensor, Tensor]]], batch_size: int,
@@ -185,9 +190,12 @@ class FeatureCache:
             batch_size: images at once.
             description: the progress bar's; None for no bar.
         """
-        todo = self.missing()[process::processes]
-        if self.folder is not None and process == 0:
-            write_json(self.folder / "manifest.json", {**dataclasses.asdict(self.contents), "count": self.images})
+        # Dealt out before looking at what is there: others may be building while this process looks.
+        todo = [key for key in self._all()[process::processes] if not self._exists(*key)]
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if process == 0:
+                write_json(self.folder / "manifest.json", {**dataclasses.asdict(self.contents), "count": self.images})
         keys = {(view, shard): self._keys(view, shard, batch_size) for view, shard in todo}
         loader = iter(batches([batch for shard in keys.values() for batch in shard])) if todo else iter(())
         device = next(model.parameters()).device

@@ -21,6 +21,7 @@ from learnable_memory.loading import Key, view_seed
 from learnable_memory.transforms import BATCH_VIEWS, Preprocessing, to_rgb
 
 LONGEST_SIDE = 64  # pixels; an image is at most 12 kB then
+MOST_BYTES = 2**31  # decoded; CIFAR takes a tenth of this
 
 
 def fits(image_set: ImageSet, views: str | None) -> bool:
@@ -39,8 +40,12 @@ def fits(image_set: ImageSet, views: str | None) -> bool:
         return False
     images = image_set._images
     if isinstance(images, ArrayImages):
-        return max(images.pixels.shape[1:3]) <= LONGEST_SIDE
-    return isinstance(images, EncodedImages) and max(image_set.image(0).size) <= LONGEST_SIDE
+        height, width = images.pixels.shape[1:3]
+    elif isinstance(images, EncodedImages):
+        width, height = image_set.image(0).size
+    else:
+        return False
+    return max(height, width) <= LONGEST_SIDE and len(image_set) * height * width * 3 <= MOST_BYTES
 
 
 def decode(image_set: ImageSet) -> torch.Tensor:

@@ -208,26 +208,49 @@ def test_only_the_heads_that_are_trained_change():
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == changed
 
 
-RATES = {"A": 0.03, "B": 0.01}
+# A grid in small: heads of other sizes, a linear probe, and two initialisations of the same kind.
+KINDS = {"A": {"memory_tokens": 2}, "B": {"memory_tokens": 0}, "C": {"memory_tokens": 0, "class_token": False}}
+KINDS |= {"D": {"memory_tokens": 5}, "E": {"memory_tokens": 2}}
+
+
+def grid_model(**changes):
+    model = tiny_model(**changes)
+    for name, kind in KINDS.items():
+        model.add_head(name, 3, **kind, generator=torch.Generator().manual_seed(ord(name)))
+    return model
 
 
 @pytest.mark.parametrize(
-    ("changes", "tolerance"),
-    [({"dtype": torch.float64, "attn_implementation": "sdpa"}, 1e-9), ({}, 1e-6)],
-    ids=["float64", "float32"],
+    ("changes", "rates", "tolerance"),
+    [
+        ({"dtype": torch.float64, "attn_implementation": "sdpa"}, (0.01, 0.03, 0.1, 0.3, 0.3), 1e-9),
+        ({}, (0.01, 0.03, 0.03, 0.01, 0.03), 1e-6),
+        ({}, (0.3, 0.3, 0.3, 0.3, 0.1), 1e-4),
+    ],
+    ids=["float64", "float32 up to 0.03", "float32 up to 0.3"],
 )
-def test_heads_trained_in_one_pass_end_as_each_does_alone(after_each_epoch, changes, tolerance):
+def test_heads_trained_in_one_pass_end_as_each_does_alone(after_each_epoch, changes, rates, tolerance):
     """50 steps; one epoch's weights are as good as another's to compare, so the last ones are."""
-    recipes = {name: Recipe(epochs=9, lr=rate, max_steps=50) for name, rate in RATES.items()}
-    after_each_epoch.accuracies = [epoch / 9 for epoch in range(9)] * 3
-    together = toy("AB", **changes)
+    recipes = {name: Recipe(epochs=9, lr=rate, max_steps=50) for name, rate in zip(KINDS, rates, strict=True)}
+    after_each_epoch.accuracies = [epoch / 9 for epoch in range(9)] * (len(KINDS) + 1)
+    together = grid_model(**changes)
     start = copy.deepcopy(together.heads)
-    fit(together, ["A", "B"], recipes)
-    for name in "AB":
-        alone = toy("AB", **changes)
+    fit(together, list(KINDS), recipes)
+    for name in KINDS:
+        alone = grid_model(**changes)
         fit(alone, [name], recipes[name])
         assert difference(together.heads[name], alone.heads[name]) < tolerance
         assert difference(together.heads[name], start[name]) > 100 * tolerance
+
+
+def test_training_in_bfloat16_keeps_heads_and_optimizer_in_float32():
+    model = toy().to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.vit.state_dict().items()}
+    best = fit(model, ["A"], Recipe(epochs=8, lr=0.3), loader=train_loader(60, 6), select=select_loader(30))["A"]
+    assert best.score.top1 > 0.9  # chance is 1/3
+    assert {parameter.dtype for parameter in model.heads.parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in before.values()} == {torch.bfloat16}
+    assert all(torch.equal(tensor, model.vit.state_dict()[name]) for name, tensor in before.items())
 
 
 def test_two_runs_give_the_same_bits_whatever_the_global_random_state():

@@ -1,12 +1,13 @@
 """The commands, which join the model in vit.py and the package around it; and how a command line ends.
 
-Exit codes: 0 done, 2 wrong use (one line on stderr, no traceback), 130 interrupted. What is left is a bug of ours and
-keeps its traceback.
+Exit codes: 0 done, 2 wrong use (one line on stderr, no traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM. What is
+left is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,8 +27,10 @@ def run_command(
     """
     try:
         return main(argv) or 0
-    except KeyboardInterrupt:
-        return _end(prog, "interrupted", 130)
+    except KeyboardInterrupt as error:
+        # checkpoint.Interrupted says where it ended, and by which signal; its module would load torch
+        ended_by = getattr(error, "signal_number", None) or signal.SIGINT
+        return _end(prog, str(error) or "interrupted", 128 + ended_by)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in OWN_MODULES:
             raise

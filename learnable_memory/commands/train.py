@@ -100,10 +100,9 @@ def run(options: TrainOptions) -> int:
             log.options(to_dict(options))
         for data_seed, data in data_sets.items():
             one_pass = Pass(model, data, preprocessing, options, data_seed, log, accelerator)
-            outcomes += one_pass.run(files)
-            metadata |= {
-                o.head: head_metadata(data, preprocessing, options, o) for o in outcomes[-len(one_pass.names) :]
-            }
+            found = one_pass.run(files)
+            outcomes += found
+            metadata |= {each.head: head_metadata(data, preprocessing, options, each) for each in found}
     finally:
         if log is not None:
             log.close()

@@ -1,0 +1,267 @@
+"""Several processes that share each batch end where one process ends; and trackers get what the log gets."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import vit_train
+from learnable_memory import heads
+from learnable_memory.commands import processes as starting
+from learnable_memory.config import TrainOptions
+from learnable_memory.optim import HeadOptimizer, Recipe
+from learnable_memory.runlog import read_metrics
+from learnable_memory.train import average_over_processes, train_step
+from test_commands import QUICK, base, colours  # noqa: F401 - fixtures
+from test_train import train_loader
+from tiny import add_random_head, tiny_model
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# -------------------------------------------------------------------------------------------- one step, in process
+class Other:
+    """An accelerator of two processes, of which the other one's contribution is known."""
+
+    num_processes = 2
+
+    def __init__(self, contribution=None):
+        self.contribution, self.sent = contribution, None
+
+    def reduce(self, mine, how):
+        assert how == "sum"
+        self.sent = mine.clone()
+        total = mine.clone()
+        if self.contribution is not None:  # of the last numbers, or of all
+            total[-len(self.contribution) :] += torch.as_tensor(self.contribution)
+        return total
+
+
+def two_heads():
+    model = tiny_model(dtype=torch.float64)
+    for name, cells in (("A", 2), ("B", 0)):
+        add_random_head(model, name, 3, cells)
+    model.train_only(["A", "B"])
+    return model, {name: HeadOptimizer(model.heads[name].parameters(), Recipe(), 10) for name in "AB"}
+
+
+def backward(model, pixel_values, labels):
+    """The mean losses [2] of both heads, whose gradients lie on the parameters afterwards."""
+    outputs = model(pixel_values, heads=["A", "B"], with_base=False, labels=dict.fromkeys("AB", labels))
+    losses = torch.stack([outputs[name].loss for name in "AB"])
+    losses.sum().backward()
+    return losses.detach()
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def batch():
+    pixel_values, labels = next(iter(train_loader(5, 5)))
+    return pixel_values.double(), labels
+
+
+@pytest.mark.parametrize("mine", [4, 3, 5], ids=["4+1", "3+2", "5+0"])
+def test_the_average_is_the_gradient_of_the_whole_batch(batch, mine):
+    pixel_values, labels = batch
+    model, _ = two_heads()
+    expected_losses = backward(model, pixel_values, labels)
+    expected = gradients(model)
+
+    # What the other process sends: where it has no image, it has no gradient either, and that must count as nothing.
+    model, optimizers = two_heads()
+    rest, other = len(labels) - mine, Other()
+    losses = backward(model, pixel_values[mine:], labels[mine:]) if rest else expected_losses.new_zeros(2)
+    if rest:
+        average_over_processes(other, optimizers, losses, rest, False)
+    else:
+        other = Other([5.0, 0.0])  # images and requests to stop, so that nothing is divided by zero
+        average_over_processes(other, optimizers, losses, 0, False)
+        assert not other.sent.any()
+
+    model, optimizers = two_heads()
+    losses = backward(model, pixel_values[:mine], labels[:mine])
+    found_losses, stop = average_over_processes(Other(other.sent), optimizers, losses, mine, False)
+    assert torch.allclose(found_losses, expected_losses, rtol=0, atol=1e-12)
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], value, rtol=0, atol=1e-12) for name, value in expected.items())
+    assert any(value.abs().max() > 1e-3 for value in expected.values())
+    assert stop is False
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(True, 0.0), (False, 1.0), (True, 1.0)])
+def test_all_processes_stop_if_one_has_to(batch, ours, theirs):
+    model, optimizers = two_heads()
+    rows, stop = train_step(model, optimizers, batch, Other([5.0, theirs]), ours)
+    assert stop is True and rows.keys() == {"A", "B"}
+
+
+def test_a_process_without_an_image_makes_the_same_step(batch):
+    model, optimizers = two_heads()
+    sender = Other()
+    train_step(model, optimizers, batch, sender)
+    idle, optimizers = two_heads()
+    before = {name: value.clone() for name, value in idle.heads.state_dict().items()}
+    rows, stop = train_step(idle, optimizers, None, Other(sender.sent))
+    assert stop is False
+    left = idle.heads.state_dict()
+    assert all(torch.equal(left[name], value) for name, value in model.heads.state_dict().items())
+    assert not any(torch.equal(left[name], value) for name, value in before.items())
+    assert all(row["train/loss"] > 0 for row in rows.values())
+
+
+def test_a_head_that_diverges_in_the_other_process_makes_no_step_here(batch):
+    model, optimizers = two_heads()
+    before = {name: value.clone() for name, value in model.heads.state_dict().items()}
+    # loss of A, loss of B, images, stop
+    rows, _ = train_step(model, optimizers, batch, Other([0.0, float("nan"), 5.0, 0.0]))
+    assert rows["B"]["train/loss"] != rows["B"]["train/loss"] and rows["A"]["train/loss"] > 0
+    changed = {name for name, value in model.heads.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith("A.")}
+
+
+# ----------------------------------------------------------------------------------------------------- how they start
+def test_one_process_without_a_tracker_needs_no_accelerator(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert starting.start_accelerator(TrainOptions(dataset="Digits")) is None
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    message = "--batch_size is 3, the images of one step over all 4 processes: each needs one at least"
+    with pytest.raises(ValueError, match=message):
+        starting.start_accelerator(TrainOptions(dataset="Digits", batch_size=3))
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch, tracker):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == tracker else find(name, *rest))
+    with pytest.raises(ValueError, match=f"--log_with {tracker} needs the package {tracker}: pip install {tracker}"):
+        starting.start_accelerator(TrainOptions(dataset="Digits", log_with=(tracker,)))
+
+
+def test_an_unknown_tracker_is_refused():
+    with pytest.raises(ValueError, match="log_with"):
+        TrainOptions(dataset="Digits", log_with=("crayon",))
+
+
+# ---------------------------------------------------------------------------------------------------- two processes
+def flags_of(base, colours, output, *more):  # noqa: F811
+    flags = ["--base_model", base, "-d", f"folder:{colours}", "--output", output, "-e", "3", "--lr", "0.3", *more]
+    return [*QUICK, *map(str, flags)]
+
+
+def environment():
+    """One thread, as in the tests, and nothing of a launcher that may have started them."""
+    left_out = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    return {**{k: v for k, v in os.environ.items() if k not in left_out}, "OMP_NUM_THREADS": "1"}
+
+
+def launch(flags, processes=2):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port),
+        str(ROOT / "vit_train.py"), *flags,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def assert_same_head(found, expected):
+    found, expected = heads.load(found), heads.load(expected)
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, value in expected.tensors.items():
+        assert torch.allclose(found.tensors[name], value, rtol=0, atol=1e-5), name
+    ours, theirs = found.metadata["metrics"], expected.metadata["metrics"]
+    assert ours["epoch"] == theirs["epoch"]
+    for split, images in (("select", 6), ("eval", 12)):
+        assert ours[split]["images"] == theirs[split]["images"] == images  # no image twice, none left out
+        assert (ours[split]["top1"], ours[split]["top5"]) == (theirs[split]["top1"], theirs[split]["top5"])
+        assert ours[split]["loss"] == pytest.approx(theirs[split]["loss"], abs=1e-5)
+
+
+def rows_of(folder):
+    return read_metrics(folder / "colours_run" / "metrics.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch_size", "more"),
+    [(8, ()), (41, ()), (5, ()), (8, ("--cache", "disk", "--views", "2"))],
+    # 42 images to train on, 6 to choose on, 12 to report on
+    ids=["the last batch has 2", "the last batch has 1", "of select the last batch has 1", "cache on disk"],
+)
+def test_two_processes_train_the_head_of_one(tmp_path, base, colours, batch_size, more):  # noqa: F811
+    def flags(name):
+        folder = ("--cache_folder", tmp_path / name / "cache") if "--cache" in more else ()
+        return flags_of(base, colours, tmp_path / name, "--batch_size", batch_size, *more, *folder)
+
+    assert vit_train.main(flags("one")) == 0
+    done = launch(flags("two"))
+    assert done.stdout.count("colours: top-1") == 1  # only the main process speaks
+    assert_same_head(*(tmp_path / name / "colours_model.safetensors" for name in ("two", "one")))
+    found, expected = rows_of(tmp_path / "two"), rows_of(tmp_path / "one")
+    assert [(row["step"], row["epoch"], row.keys()) for row in found] == [
+        (row["step"], row["epoch"], row.keys()) for row in expected
+    ]
+    for ours, theirs in zip(found, expected, strict=True):
+        for key in ("train/loss", "train/gradient_norm", "train/lr", "select/loss"):
+            assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-5)
+    if more:
+        files = [
+            {path.relative_to(tmp_path / name): path.stat().st_size for path in (tmp_path / name).rglob("*.bin")}
+            for name in ("two", "one")
+        ]
+        assert files[0] == files[1] and len(files[0]) == 3  # two views of train, one of select
+
+
+@pytest.mark.slow
+def test_two_processes_and_a_rate_that_diverges(tmp_path, base, colours):  # noqa: F811
+    grid = ("--lr", "0.3", "1e38", "--keep_all")
+    assert vit_train.main(flags_of(base, colours, tmp_path / "one", *grid)) == 0
+    launch(flags_of(base, colours, tmp_path / "two", *grid))
+    assert_same_head(*(tmp_path / name / "colours_model.safetensors" for name in ("two", "one")))
+    found, expected = (json.loads((tmp_path / name / "colours_grid.json").read_text()) for name in ("two", "one"))
+    assert found["best"] == expected["best"]
+    diverged = [[cell["diverged_at"] for cell in each["cells"]] for each in (found, expected)]
+    assert diverged[0] == diverged[1] and sum(step is not None for step in diverged[0]) == 1
+
+
+@pytest.mark.slow
+def test_an_error_of_two_processes_ends_both(tmp_path, base, colours):  # noqa: F811
+    with pytest.raises(AssertionError, match="--cache memory would be held by each process"):
+        launch(flags_of(base, colours, tmp_path, "--cache", "memory"))
+
+
+# -------------------------------------------------------------------------------------------------------- trackers
+def test_tensorboard_gets_what_the_log_gets(tmp_path, base, colours):  # noqa: F811
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    # a process of its own: accelerate keeps its state for as long as one lives
+    command = [sys.executable, str(ROOT / "vit_train.py"), *flags_of(base, colours, tmp_path, "--log_with=tensorboard")]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = rows_of(tmp_path)
+    scalars: dict[str, dict[int, float]] = {}
+    for file in tmp_path.rglob("*tfevents*"):
+        events = accumulator.EventAccumulator(str(file), size_guidance={accumulator.SCALARS: 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+    for key in ("select/top1", "train/loss", "eval/top1"):
+        expected = {row["step"]: row[key] for row in rows if key in row}
+        assert expected and scalars[key] == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,498 @@
+"""Interrupted runs: whatever ends a training, going on with it gives the bits of a run that nobody disturbed."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import vit_train
+from learnable_memory import heads
+from learnable_memory import train as training
+from learnable_memory.checkpoint import Checkpoint, Interrupted
+from learnable_memory.commands import run_command
+from learnable_memory.evaluate import evaluate
+from learnable_memory.optim import Recipe
+from learnable_memory.runlog import RunLog, read_metrics
+from learnable_memory.train import train, train_step
+from test_commands import QUICK, base, colours, same_tensors  # noqa: F401 - fixtures
+from test_train import select_loader, toy, train_loader
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS, PER_EPOCH = 3, 6  # 24 images in batches of 4
+STEPS = EPOCHS * PER_EPOCH
+RECIPES = {"A": Recipe(epochs=EPOCHS, lr=0.3), "B": Recipe(epochs=EPOCHS, lr=1e38)}  # B diverges at step 2
+OF_TIME = ("time", "images_per_second", "waited_share", "seconds_left", "peak_memory_bytes")
+
+
+class Killed(Exception):
+    """Stands for an end that no code can prepare for."""
+
+
+# -------------------------------------------------------------------------------------------------- the library
+def without_times(path):
+    """What a log says of the heads: every value but those that no two runs share."""
+    return [
+        {key: value for key, value in row.items() if not any(part in OF_TIME for part in key.split("/"))}
+        for row in read_metrics(path)
+    ]
+
+
+class Result:
+    """One call of `train` on a fresh model, as a new process would make it: only the files are handed over."""
+
+    def __init__(self, folder, names=("A",), checkpoint=None, recipes=RECIPES):
+        state = checkpoint.load() if checkpoint else None
+        resume_at = None if checkpoint is None else state["log_position"] if state else 0
+        self.model = toy(names)
+        torch.manual_seed(int(time.time()))  # another process has another global state
+        with RunLog(folder, resume_at=resume_at) as log:
+            self.best = train(
+                self.model, names, train_loader(), select_loader(), {name: recipes[name] for name in names}, log,
+                progress=False, checkpoint=checkpoint,
+            )  # fmt: skip
+        self.rows = without_times(log.metrics_path)
+
+
+def best_of(result):
+    """Everything of `Best` that is not a time."""
+    return {
+        name: (best.epoch, best.diverged_at, best.score and (best.score.top1, best.score.top5, best.score.loss))
+        for name, best in result.best.items()
+    }
+
+
+def assert_same(found, expected):
+    ours, theirs = found.model.heads.state_dict(), expected.model.heads.state_dict()
+    assert ours.keys() == theirs.keys()
+    # equal_nan: a diverged head may hold anything, but the same
+    assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=0, equal_nan=True) for name in theirs)
+    assert best_of(found) == best_of(expected)
+    for name, best in expected.best.items():
+        assert found.best[name].tensors.keys() == best.tensors.keys()
+        assert all(torch.equal(found.best[name].tensors[key], value) for key, value in best.tensors.items())
+    assert found.rows == expected.rows
+
+
+def at_call(monkeypatch, place, name, numbers, act, after=False):
+    """Let `act()` happen within the calls of place.name of these numbers, from 1: before or after its own work."""
+    original, calls = getattr(place, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(name)
+        if len(calls) in numbers and not after:
+            act()
+        found = original(*args, **kwargs)
+        if len(calls) in numbers and after:
+            act()
+        return found
+
+    monkeypatch.setattr(place, name, counted)
+
+
+def kill():
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run without any checkpoint, so that writing one is seen to change nothing either."""
+    return Result(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed_pair(tmp_path_factory):
+    return Result(tmp_path_factory.mktemp("undisturbed_pair"), ("A", "B"))
+
+
+def interrupted_and_resumed(folder, names=("A",), every=1):
+    """The first call must be killed; the patches are the caller's, who lets them act once."""
+    checkpoint = Checkpoint(folder / "state.pt", every)
+    with pytest.raises(Killed):
+        Result(folder, names, checkpoint)
+    return Result(folder, names, checkpoint)
+
+
+@pytest.mark.parametrize("step", [1, 2, PER_EPOCH, PER_EPOCH + 1, 10, STEPS])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_run_killed_in_a_step_ends_as_if_it_had_not_been(tmp_path, monkeypatch, undisturbed, step, after):
+    at_call(monkeypatch, training, "train_step", [step], kill, after)
+    assert_same(interrupted_and_resumed(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, EPOCHS])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_run_killed_while_it_chooses(tmp_path, monkeypatch, undisturbed, epoch, after):
+    at_call(monkeypatch, training, "evaluate", [epoch], kill, after)
+    assert_same(interrupted_and_resumed(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("write", [1, 2, 6, 7, 8, 20, 21])  # the 7th, 14th and 21st are those at the ends of epochs
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_run_killed_while_it_writes_its_state(tmp_path, monkeypatch, undisturbed, write, after):
+    at_call(monkeypatch, Checkpoint, "save", [write], kill, after)
+    assert_same(interrupted_and_resumed(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("every", [2, 4, 500])
+def test_steps_since_the_last_checkpoint_are_made_again(tmp_path, monkeypatch, undisturbed, every):
+    at_call(monkeypatch, training, "train_step", [12], kill)
+    assert_same(interrupted_and_resumed(tmp_path, every=every), undisturbed)
+
+
+def test_a_run_killed_after_every_step(tmp_path, monkeypatch, undisturbed):
+    """A fresh process for each step: what is not on disk is lost 18 times."""
+    at_call(monkeypatch, training, "train_step", range(2, 2 * STEPS, 2), kill)
+    checkpoint, calls = Checkpoint(tmp_path / "state.pt", 1), 0
+    while True:
+        calls += 1
+        with contextlib.suppress(Killed):
+            result = Result(tmp_path, checkpoint=checkpoint)
+            break
+    assert calls == STEPS
+    assert_same(result, undisturbed)
+
+
+@pytest.mark.parametrize("step", [2, 3, 9])
+def test_a_head_that_diverged_stays_out_after_a_resume(tmp_path, monkeypatch, undisturbed_pair, step):
+    assert undisturbed_pair.best["B"].diverged_at == 2 and undisturbed_pair.best["A"].diverged_at is None
+    at_call(monkeypatch, training, "train_step", [step], kill)
+    assert_same(interrupted_and_resumed(tmp_path, ("A", "B")), undisturbed_pair)
+
+
+def test_a_finished_training_is_not_made_again(tmp_path, monkeypatch, undisturbed):
+    checkpoint = Checkpoint(tmp_path / "state.pt", 1)
+    Result(tmp_path, checkpoint=checkpoint)
+    at_call(monkeypatch, training, "train_step", [1], kill)
+    assert_same(Result(tmp_path, checkpoint=checkpoint), undisturbed)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path / "state.pt", 1)
+    at_call(monkeypatch, training, "train_step", [3], kill)
+    with pytest.raises(Killed):
+        Result(tmp_path, checkpoint=checkpoint)
+    before = checkpoint.path.read_bytes()
+    with pytest.raises(ValueError, match=r"state\.pt belongs to another run \(recipes differ\)"):
+        Result(tmp_path, checkpoint=checkpoint, recipes={"A": Recipe(epochs=EPOCHS, lr=0.1)})
+    with pytest.raises(ValueError, match=r"state\.pt belongs to another run \(recipes, steps differ\)"):
+        Result(tmp_path, checkpoint=checkpoint, recipes={"A": Recipe(epochs=EPOCHS + 1, lr=0.3)})
+    assert checkpoint.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "text", "pickle of code"])
+def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, damage):
+    checkpoint = Checkpoint(tmp_path / "state.pt")
+    if damage == "pickle of code":  # a file from elsewhere must not run
+        torch.save({"run": Killed}, checkpoint.path)
+    else:
+        checkpoint.save({"numbers": torch.arange(1000)})
+        whole = checkpoint.path.read_bytes()
+        checkpoint.path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "text": b"not a state"}[damage])
+    with pytest.raises(ValueError, match=r"The checkpoint .*state\.pt cannot be read .*remove it to start anew"):
+        train(
+            toy(), ["A"], train_loader(), select_loader(), Recipe(epochs=1), progress=False, checkpoint=checkpoint
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_full_disk_keeps_the_last_state_and_does_not_end_the_training(
+    tmp_path, monkeypatch, caplog, undisturbed, error
+):
+    checkpoint, save, writes = Checkpoint(tmp_path / "state.pt", 1), torch.save, []
+
+    def full(state, path):
+        writes.append(path)
+        if len(writes) in (1, *range(5, 100)):  # the very first, and all from the fifth on
+            Path(path).write_bytes(b"half of a st")
+            raise error
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    assert_same(Result(tmp_path, checkpoint=checkpoint), undisturbed)
+    assert len(writes) == STEPS + EPOCHS
+    assert "state.pt could not be written, there is none yet" in caplog.text
+    assert caplog.text.count("state.pt could not be written, the one before stays") == STEPS + EPOCHS - 4
+    assert checkpoint.load()["run"]["step"] == 4
+    assert [path.name for path in tmp_path.iterdir() if "state" in path.name] == ["state.pt"]  # no halves left
+    assert_same(Result(tmp_path, checkpoint=checkpoint), undisturbed)  # and it can be gone on from
+
+
+@pytest.fixture
+def handlers():
+    """Handlers that a test would notice, instead of those that would end pytest."""
+
+    def unexpected(number, frame):
+        raise AssertionError(f"{signal.Signals(number).name} went past the training")
+
+    before = {number: signal.signal(number, unexpected) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield unexpected
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_a_training_after_a_step_with_its_state_on_disk(
+    tmp_path, monkeypatch, undisturbed, handlers, number
+):
+    checkpoint = Checkpoint(tmp_path / "state.pt", 500)  # so that nothing but the signal writes one in this epoch
+    at_call(monkeypatch, training, "train_step", [3], send(number))
+    with pytest.raises(Interrupted, match=r"interrupted after step [34] of 18; go on with --resume") as error:
+        Result(tmp_path, checkpoint=checkpoint)
+    assert error.value.signal_number == number
+    assert f"after step {checkpoint.load()['run']['step']} of 18" in str(error.value)
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == [handlers] * 2
+    assert_same(Result(tmp_path, checkpoint=checkpoint), undisturbed)
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == [handlers] * 2
+
+
+def test_a_signal_during_the_selection_is_heard_before_the_next_batch(tmp_path, monkeypatch, undisturbed, handlers):
+    checkpoint = Checkpoint(tmp_path / "state.pt", 500)
+    at_call(monkeypatch, training, "evaluate", [2], send(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="after step 12 of 18"):
+        Result(tmp_path, checkpoint=checkpoint)
+    state = checkpoint.load()["run"]
+    assert (state["epoch"], state["batch"], state["step"]) == (1, PER_EPOCH, 2 * PER_EPOCH)  # not chosen yet
+    assert_same(Result(tmp_path, checkpoint=checkpoint), undisturbed)
+
+
+def test_without_a_checkpoint_signals_are_left_alone(monkeypatch, handlers, tmp_path):
+    at_call(monkeypatch, training, "train_step", [3], send(signal.SIGTERM))
+    with pytest.raises(AssertionError, match="SIGTERM went past the training"):
+        Result(tmp_path)
+
+
+def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, handlers):
+    def twice():
+        send(signal.SIGTERM)()
+        send(signal.SIGTERM)()
+
+    at_call(monkeypatch, training, "train_step", [3], twice)
+    with pytest.raises(AssertionError, match="SIGTERM went past the training"):
+        Result(tmp_path, checkpoint=Checkpoint(tmp_path / "state.pt", 500))
+
+
+def test_the_functions_that_are_patched_are_those_of_the_loop():
+    """Else no test above would interrupt anything."""
+    assert training.train_step is train_step and training.evaluate is evaluate
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (Interrupted("interrupted after step 3", signal.SIGINT), 130, "tool: interrupted after step 3\n"),
+        (Interrupted("interrupted after step 3", signal.SIGTERM), 143, "tool: interrupted after step 3\n"),
+        (Interrupted("interrupted after step 3", 0), 130, "tool: interrupted after step 3\n"),  # another process's
+        (KeyboardInterrupt(), 130, "tool: interrupted\n"),
+    ],
+)
+def test_exit_codes_of_signals(capsys, error, code, line):
+    def main(argv):
+        raise error
+
+    assert run_command(main, [], prog="tool") == code
+    assert capsys.readouterr().err == line
+
+
+# ----------------------------------------------------------------------------------- the command line, in process
+def flags_of(base, colours, output, *more):  # noqa: F811
+    flags = ["--base_model", base, "-d", f"folder:{colours}", "--output", output, "-e", "2", "--lr", "0.3", *more]
+    return [*QUICK, *map(str, flags)]
+
+
+def fails(capsys, flags):
+    capsys.readouterr()
+    assert run_command(vit_train.main, flags, prog="prog") == 2
+    # the last line: messages of logging are before it
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture
+def broken_off(tmp_path, monkeypatch, base, colours):  # noqa: F811
+    """The flags of a run that was killed at its 8th step of 12."""
+    flags = flags_of(base, colours, tmp_path, "--checkpoint_steps", 1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_call(patch, training, "train_step", [8], kill)
+        vit_train.main(flags)
+    assert (tmp_path / "colours_run" / "checkpoint.pt").exists()
+    return flags
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "change", [("--lr", "0.1"), ("--seed", "1"), ("--batch_size", "6"), ("--number_of_memory_tokens", "2")]
+)
+def test_resume_with_other_options_is_refused(tmp_path, capsys, broken_off, change):
+    before = contents(tmp_path)
+    line = fails(capsys, [*broken_off, "--resume", *change])
+    assert line.startswith(f"prog: error: --resume needs the options of the run in {tmp_path / 'colours_run'}: ")
+    assert change[0] in line
+    assert contents(tmp_path) == before
+
+
+def test_an_interrupted_run_is_neither_resumed_nor_lost_without_being_asked_for(tmp_path, capsys, broken_off):
+    before = contents(tmp_path)
+    line = fails(capsys, broken_off)
+    run = tmp_path / "colours_run"
+    assert line == (
+        f"prog: error: {run} holds an interrupted run: go on with --resume, or start anew with --overwrite."
+    )
+    with pytest.raises(SystemExit, match="2"):  # seen while the command line is read
+        vit_train.main([*broken_off, "--resume", "--overwrite"])
+    assert "--resume goes on with a run and --overwrite starts it anew" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, colours, broken_off):  # noqa: F811
+    head, metrics = (tmp_path / name for name in ("colours_model.safetensors", "colours_run/metrics.jsonl"))
+    # what a machine is told may change
+    assert vit_train.main([*broken_off, "--resume", "--checkpoint_steps", "5", "--workers", "1"]) == 0
+    assert not list((tmp_path / "colours_run").glob("checkpoint*"))
+    assert not list((tmp_path / "colours_run").glob("outcomes*"))
+
+    assert vit_train.main(flags_of(base, colours, tmp_path / "whole")) == 0
+    assert same_tensors(head, tmp_path / "whole" / head.name)
+    assert without_times(metrics) == without_times(tmp_path / "whole" / "colours_run" / metrics.name)
+
+    before = contents(tmp_path)
+    capsys.readouterr()
+    assert vit_train.main([*broken_off, "--resume"]) == 0
+    assert capsys.readouterr().out == f"colours: finished already, in {head}\n"
+    assert contents(tmp_path) == before
+
+
+def test_overwrite_starts_an_interrupted_run_anew(tmp_path, base, colours, broken_off):  # noqa: F811
+    assert vit_train.main([*broken_off, "--overwrite"]) == 0
+    rows = without_times(tmp_path / "colours_run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 10, 12]
+
+
+def test_resume_without_an_earlier_run_starts_one(tmp_path, base, colours):  # noqa: F811
+    assert vit_train.main(flags_of(base, colours, tmp_path, "--resume")) == 0
+    assert heads.load(tmp_path / "colours_model.safetensors").metadata["name"] == "colours"
+
+
+# ---------------------------------------------------------------------------------------- the command line, killed
+def start(flags):
+    """A process of its own, with one thread as the tests have, so that both add in the same order."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "vit_train.py"), *flags],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def end_when(process, ready, number):
+    """Send the signal as soon as `ready()`; returns stderr. The exit code tells a process that ended before."""
+    limit = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+    process.send_signal(number)
+    return process.communicate(timeout=60)[1]
+
+
+def finish(flags):
+    process = start(flags)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, error
+
+
+def lines(run):
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def long_flags(base, colours, output, *more):  # noqa: F811
+    """42 images one by one for 4 epochs: 168 steps, each with a state, and 23 rows in the log."""
+    return flags_of(base, colours, output, "-e", 4, "--batch_size", 1, "--checkpoint_steps", 1, *more)
+
+
+@pytest.fixture(scope="module")
+def whole(base, colours, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("whole")
+    assert vit_train.main(long_flags(base, colours, folder)) == 0
+    return folder
+
+
+def assert_same_run(found, expected):
+    assert same_tensors(found / "colours_model.safetensors", expected / "colours_model.safetensors")
+    run = found / "colours_run"
+    assert without_times(run / "metrics.jsonl") == without_times(expected / "colours_run" / "metrics.jsonl")
+    # SIGKILL within a write leaves its hidden half, which nobody reads
+    left = sorted(path.name for path in run.iterdir() if not path.name.endswith(".unfinished"))
+    assert left == ["metrics.jsonl", "options.json"]
+
+
+@pytest.mark.slow
+def test_a_process_killed_again_and_again(tmp_path, base, colours, whole):  # noqa: F811
+    run = tmp_path / "colours_run"
+    # first before there is any state: the end of the first epoch, at 42 steps, would write one
+    process = start([*long_flags(base, colours, tmp_path), "--checkpoint_steps", "500"])
+    end_when(process, lambda: lines(run) >= 2, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    flags = [*long_flags(base, colours, tmp_path), "--resume"]
+    for rows in (3, 7, 16):
+        # A resume first cuts rows behind its state off; the time of the head file tells an end that came too early.
+        process, before = start(flags), time.time()
+        end_when(process, lambda rows=rows, before=before: changed(run, before) and lines(run) >= rows, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not (tmp_path / "colours_model.safetensors").exists()
+    finish(flags)
+    assert_same_run(tmp_path, whole)
+
+
+def changed(run, since):
+    """Whether the process that was just started has written a state of its own."""
+    state = run / "checkpoint.pt"
+    with contextlib.suppress(FileNotFoundError):
+        return state.stat().st_mtime > since
+    return False
+
+
+@pytest.mark.slow
+def test_a_terminated_process_says_where_it_is_and_goes_on(tmp_path, base, colours, whole):  # noqa: F811
+    flags = [*long_flags(base, colours, tmp_path), "--checkpoint_steps", "500"]
+    process = start(flags)
+    error = end_when(process, lambda: lines(tmp_path / "colours_run") >= 8, signal.SIGTERM)
+    assert process.returncode == 143
+    step = Checkpoint(tmp_path / "colours_run" / "checkpoint.pt").load()["run"]["step"]
+    assert 50 <= step < 168
+    assert error.splitlines()[-1] == f"vit_train.py: interrupted after step {step} of 168; go on with --resume"
+    assert "Traceback" not in error
+    finish([*flags, "--resume"])
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_a_grid_killed_in_its_second_pass(tmp_path, base, colours):  # noqa: F811
+    grid = ("--data_seeds", 0, 1, "--lr", 0.3, 0.1, "--keep_all")
+    assert vit_train.main(long_flags(base, colours, tmp_path / "whole", *grid)) == 0
+    flags, run = long_flags(base, colours, tmp_path / "killed", *grid), tmp_path / "killed" / "colours_run"
+    process = start(flags)
+    end_when(process, (run / "checkpoint_d1.pt").exists, signal.SIGKILL)
+    assert (run / "outcomes_d0.json").exists() and not (run / "outcomes_d1.json").exists()
+    finish([*flags, "--resume"])
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*.safetensors"))
+    assert len(names) == 5
+    assert all(same_tensors(tmp_path / "killed" / name, tmp_path / "whole" / name) for name in names)
+    found, expected = (json.loads((tmp_path / name / "colours_grid.json").read_text()) for name in ("killed", "whole"))
+    assert found["best"] == expected["best"]
+    for ours, theirs in zip(found["cells"], expected["cells"], strict=True):
+        assert {**ours, "select": 0, "eval": 0} == {**theirs, "select": 0, "eval": 0}
+        for role in ("select", "eval"):
+            assert {**ours[role], "images_per_second": 0} == {**theirs[role], "images_per_second": 0}
