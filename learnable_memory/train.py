@@ -98,7 +98,8 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree in with the run that resumes it."""
         recipes = {name: asdict(self.optimizers[name].recipe) for name in self.optimizers}
-        return {"fingerprint": self.model.fingerprint, "steps": self.steps, "recipes": recipes}
+        shapes = {name: [list(p.shape) for p in self.model.heads[name].parameters()] for name in self.optimizers}
+        return {"fingerprint": self.model.fingerprint, "steps": self.steps, "recipes": recipes, "shapes": shapes}
 
     def state_dict(self) -> dict[str, Any]:
         """As plain values and tensors."""
@@ -176,6 +177,8 @@ def train(
             train_epoch(run, train_loader, writer, meter, bar, saver, stop, accelerator)
             choose_epoch(run, select_loader, writer, bar, saver, stop, accelerator)
             saver.save()
+            if stop and not saver.shares:  # it came too late for the selection; several processes agree in a step
+                saver.interrupt(stop)
     logger.info("%d steps, %.0f %% of the time waiting for data", run.step, 100 * meter.waited_share)
     for name, best in run.best.items():
         if best.tensors:
@@ -190,13 +193,15 @@ def train_epoch(
 ) -> None:  # fmt: skip
     """From where the run is to the end of its epoch, or of its steps."""
     per_epoch = len(loader)
+    if run.batch >= per_epoch or run.step >= run.steps:
+        return
     _start(loader, run.epoch, run.batch)
-    batches = iter(loader) if run.batch < per_epoch and run.step < run.steps else iter(())
+    batches = iter(loader)
     while run.batch < per_epoch and run.step < run.steps:
         with meter.waiting():
             batch = next(batches, None)  # None: the last batch had no image for this process
 
-        rows, stopping = train_step(run.model, run.optimizers, batch, accelerator, bool(stop))
+        rows, stopping = train_step(run.model, run.optimizers, batch, accelerator, stop)
         run.step, run.batch = run.step + 1, run.batch + 1
         diverged = drop_diverged(run.optimizers, rows, run.best, run.step)
 
@@ -236,7 +241,7 @@ def choose_epoch(
 
 def train_step(
     model, optimizers: Mapping[str, HeadOptimizer], batch: tuple[Any, Tensor] | None,
-    accelerator: "Accelerator | None" = None, stop: bool = False,
+    accelerator: "Accelerator | None" = None, stop: object = False,
 ) -> tuple[dict[str, dict[str, float]], bool]:  # fmt: skip
     """One step of every head on one batch.
 
@@ -246,7 +251,7 @@ def train_step(
     Args:
         batch: pixel_values [B, channels, height, width] (or `BaseTokens`) and labels int64 [B]; None where another
             process has all of it.
-        stop: whether this process was asked to stop.
+        stop: true if this process was asked to stop; looked at after the gradients are there.
 
     Returns for each head its `train/loss`, `train/lr` and `train/gradient_norm`, and whether any process has to stop.
     """
@@ -257,7 +262,7 @@ def train_step(
         outputs = model(inputs, heads=list(optimizers), with_base=False, labels=dict.fromkeys(optimizers, labels))
         losses, images = torch.stack([outputs[name].loss for name in optimizers]), len(labels)
         losses.sum().backward()  # each head gets the gradient of its own loss: no other depends on its parameters
-    losses = losses.detach()
+    losses, stop = losses.detach(), bool(stop)
     if accelerator is not None and accelerator.num_processes > 1:
         losses, stop = average_over_processes(accelerator, optimizers, losses, images, stop)
     norms = torch.stack([optimizer.clip() for optimizer in optimizers.values()])
@@ -320,6 +325,7 @@ class _Saver:
     ) -> None:
         self.run, self.checkpoint, self.log = run, checkpoint, log
         self.writes = accelerator is None or accelerator.is_main_process
+        self.shares = accelerator is not None and accelerator.num_processes > 1
         self.identity = run.identity()  # now, before any head diverges
 
     def resume(self) -> None:
@@ -327,8 +333,9 @@ class _Saver:
         state = self.checkpoint.load() if self.checkpoint else None
         if state is None:
             return
-        if state["identity"] != self.identity:
-            differing = sorted(key for key in self.identity if state["identity"].get(key) != self.identity[key])
+        found = state.get("identity", {})
+        if found != self.identity:
+            differing = sorted(key for key in self.identity if found.get(key) != self.identity[key])
             raise ValueError(
                 f"{self.checkpoint.path} belongs to another run ({', '.join(differing)} differ): remove it, or train "
                 "with the options that it was written with."
