@@ -2,7 +2,7 @@
 
     data = load_data_set("CIFAR100", Path("~"))                     # data.train, data.select, data.eval
 
-A further data set is one reader in `sources.py` and one line in `DATA_SETS`.
+A further data set is one reader in `sources/` and one line in `DATA_SETS`.
 """
 
 import difflib
@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from learnable_memory.images import ImageSet, split_off
-from learnable_memory.sources import Found, read_cifar100, read_digits, read_fashion_mnist, read_folder
+from learnable_memory.sources.folders import read_folder
+from learnable_memory.sources.found import SPLITS, Found, Request
+from learnable_memory.sources.small import read_cifar100, read_digits, read_fashion_mnist
 
 __all__ = ["DataSet", "ImageSet", "data_set_names", "load_data_set"]
 
+EVAL_FRACTION = 0.2  # of all images, for data sets without an evaluation split
 SELECT_FRACTION = 0.1  # of train, for data sets without a selection split of their own
 
 
@@ -30,6 +33,7 @@ class DataSet:
         source: what was read.
         split_seed: what `eval` was drawn with, where the data has no split at all.
         select_seed: what `select` was drawn with, where the data has none.
+        split, image_column, label_column: what the reader was asked for.
     """
 
     name: str
@@ -41,6 +45,9 @@ class DataSet:
     source: str
     split_seed: int
     select_seed: int
+    split: str = "seeded"
+    image_column: str | None = None
+    label_column: str | None = None
 
     def record(self) -> dict[str, Any]:
         """What a head file keeps of it, JSON-able: enough to tell whether two runs saw the same images."""
@@ -50,37 +57,43 @@ class DataSet:
             "source": self.source,
             "split_seed": self.split_seed,
             "select_seed": self.select_seed,
+            "split": self.split,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
             "splits": {role: {"images": len(split), "hash": split.hash} for role, split in splits.items()},
         }
 
 
 # ------------------------------------------------------------------------------------------------------------ registry
 @dataclass(frozen=True)
-class _Named:
-    """A data set with a name of its own: `read(directory, download)`."""
+class _Entry:
+    """A data set, or a kind of them named PREFIX:ARGUMENT.
 
-    read: Callable[[Path, bool], Found]
+    Attributes:
+        read: the reader.
+        views: one of `transforms.VIEWS`.
+        usage: of a kind: what its argument is, in capitals.
+        full_name: of a kind: the argument as the head file keeps it.
+    """
+
+    read: Callable[[Request], Found]
     views: str
+    usage: str = ""
+    full_name: Callable[[str], str] = str
 
 
-@dataclass(frozen=True)
-class _Prefixed:
-    """A kind of data set, named PREFIX:ARGUMENT: `read(argument, split_seed)`, and how the name is made unique."""
-
-    read: Callable[[str, int], Found]
-    views: str
-    full_name: Callable[[str], str]
-    usage: str
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 DATA_SETS = {
-    "CIFAR100": _Named(read_cifar100, "crop_flip"),
-    "CIFAR100-new20": _Named(partial(read_cifar100, classes=range(4, 100, 5)), "crop_flip"),  # not seen by base-tiny
-    "Digits": _Named(read_digits, "shift"),
-    "FashionMNIST": _Named(read_fashion_mnist, "flip"),
+    "CIFAR100": _Entry(read_cifar100, "crop_flip"),
+    "CIFAR100-new20": _Entry(partial(read_cifar100, classes=range(4, 100, 5)), "crop_flip"),  # not seen by base-tiny
+    "Digits": _Entry(read_digits, "shift"),
+    "FashionMNIST": _Entry(read_fashion_mnist, "flip"),
 }
 PREFIXES = {
-    "folder": _Prefixed(read_folder, "resized_crop_flip", lambda path: str(Path(path).expanduser().resolve()), "PATH"),
+    "folder": _Entry(read_folder, "resized_crop_flip", "PATH", _absolute),
 }
 
 
@@ -90,8 +103,9 @@ def data_set_names() -> list[str]:
 
 
 def load_data_set(
-    name: str, directory: Path, split_seed: int = 0, download: bool = True, select_seed: int | None = None
-) -> DataSet:
+    name: str, directory: Path, split_seed: int = 0, download: bool = True, select_seed: int | None = None, *,
+    split: str = "seeded", image_column: str | None = None, label_column: str | None = None,
+) -> DataSet:  # fmt: skip
     """A data set by name, with its three splits.
 
     Args:
@@ -100,26 +114,39 @@ def load_data_set(
         split_seed: 0 to 2**32 - 1; draws the splits that the data set does not have.
         download: whether missing files may be fetched into `directory`.
         select_seed: draws `select`, a stratified tenth of train, instead of `split_seed`.
+        split, image_column, label_column: as in `sources.found.Request`.
 
     Raises:
         ValueError: unknown name, damaged files, or a split seed out of range.
         FileNotFoundError: the files are not there and were not downloaded.
     """
-    prefix, colon, argument = name.partition(":")
-    if colon and prefix in PREFIXES:
-        entry = PREFIXES[prefix]
-        found = entry.read(argument, split_seed)
-        name = f"{prefix}:{entry.full_name(argument)}"
-    elif name in DATA_SETS:
-        entry = DATA_SETS[name]
-        found = entry.read(Path(directory).expanduser(), download)
-    else:
-        raise ValueError(_unknown(name))
-    train, select = found.train, found.select
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; legal: {', '.join(SPLITS)}")
+    entry, argument, name = _entry(name)
+    directory = Path(directory).expanduser()
+    found = entry.read(Request(directory, argument, download, split, image_column, label_column))
+    train, evaluation, select = found.train, found.eval, found.select
+    if evaluation is None:
+        train, evaluation = split_off(train, EVAL_FRACTION, split_seed)
     select_seed = split_seed if select_seed is None else select_seed
     if select is None:
         train, select = split_off(train, SELECT_FRACTION, select_seed)
-    return DataSet(name, found.labels, train, select, found.eval, entry.views, found.source, split_seed, select_seed)
+    return DataSet(
+        name, found.labels, train, select, evaluation, entry.views, found.source, split_seed, select_seed, split,
+        image_column, label_column,
+    )  # fmt: skip
+
+
+def _entry(name: str) -> tuple[_Entry, str, str]:
+    """The entry that a name means, its argument, and the name in full."""
+    prefix, colon, argument = name.partition(":")
+    if colon and prefix in PREFIXES:
+        if not argument:
+            raise ValueError(f"{prefix}: needs a name behind it, as in {prefix}:{PREFIXES[prefix].usage}")
+        return PREFIXES[prefix], argument, f"{prefix}:{PREFIXES[prefix].full_name(argument)}"
+    if name in DATA_SETS:
+        return DATA_SETS[name], "", name
+    raise ValueError(_unknown(name))
 
 
 def _unknown(name: str) -> str:

@@ -327,7 +327,7 @@ def test_committed_subset_is_balanced_small_and_licensed(tmp_path: Path) -> None
     assert counts == [[540] * 10, [60] * 10, [200] * 10]
     assert data.labels == list(torchvision.datasets.FashionMNIST.classes)
     assert all(data.eval.image(index).size == (28, 28) for index in range(0, 2000, 100))
-    from learnable_memory.sources import FASHION_SUBSET
+    from learnable_memory.sources.small import FASHION_SUBSET
 
     assert sum(file.stat().st_size for file in FASHION_SUBSET.iterdir()) <= 4e6
     assert "Zalando SE" in (FASHION_SUBSET / "LICENSE").read_text(encoding="utf-8")
