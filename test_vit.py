@@ -393,7 +393,7 @@ def test_other_image_sizes_take_interpolated_positions():
         expected = base(pixel_values, interpolate_pos_encoding=True).logits
     model = MemoryCapableViT.from_base(base)
     add_random_head(model, "A", 4, 2)
-    with pytest.raises(ValueError, match="doesn't match model"):
+    with pytest.raises(ValueError, match="images have 24x24 pixels, but the model takes 16x16"):
         model(pixel_values)
     output = model(pixel_values, interpolate_pos_encoding=True, output_attentions=True)
     assert torch.equal(output["base"].logits, expected)

@@ -11,7 +11,8 @@ its queries meet the keys and values that the base stream has just computed, its
     P patches         k heads of a mask             H attention heads  C classes of a head
     N base tokens     m memory tokens of one head   d = D / H          M memory tokens of all T heads in a layer
 
-N = P + S, S being the base's own special tokens: the class token, first of all (S = 1 for ViT).
+N = P + S, S being the base's own special tokens: the class token, first of all, then the others (S = 1 for ViT, 2 for
+DeiT with its distillation token, 5 for DINOv2 with registers), then the patches.
 """
 
 import copy
@@ -25,11 +26,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ViTForImageClassification, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer, eager_attention_forward
+from transformers.models.vit.modeling_vit import ViTAttention, ViTEmbeddings, ViTLayer, eager_attention_forward
 from transformers.utils import logging as hf_logging
 
 from learnable_memory import heads as head_files
@@ -347,6 +348,78 @@ class Head(nn.Module):
         return super()._apply(keep_precision, recurse)
 
 
+# ==================================================================================================== other families
+READOUTS = ("class", "class+extra", "class+mean")
+INTERPOLATIONS = {
+    "bicubic": {"mode": "bicubic", "align_corners": False},
+    "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},
+    "bilinear_corners": {"mode": "bilinear", "align_corners": True},
+}
+
+
+@dataclass(frozen=True)
+class BaseLayout:
+    """In what a base differs from the stock ViT, its layers being the same; `config.base_layout` as a dict.
+
+    Attributes:
+        extra_tokens: S - 1, special tokens beside the class token, between it and the patches.
+        readout: what the base's own classifier reads, after the final norm. "class": the class token [D];
+            "class+extra": with it the first extra token (DeiT); "class+mean": with it the mean of the patches (DINOv2),
+            [2D] both.
+        interpolation: how position embeddings are resized for other image sizes, one of INTERPOLATIONS.
+
+    Raises ValueError for a name that is not listed.
+    """
+
+    extra_tokens: int = 0
+    readout: str = "class"
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        for what, legal in (("readout", READOUTS), ("interpolation", INTERPOLATIONS)):
+            if getattr(self, what) not in legal:
+                raise ValueError(f"{what} is {getattr(self, what)!r}; legal: {', '.join(legal)}.")
+
+    @classmethod
+    def of(cls, config) -> "BaseLayout":
+        return cls(**(getattr(config, "base_layout", None) or {}))
+
+
+class BaseEmbeddings(ViTEmbeddings):
+    """Stock embeddings with further special tokens, and positions resized as the base's family does it.
+
+    `extra_tokens` [1, S - 1, D] have their positions, if any, added already. `position_embeddings` [1, 1 + P, D] are
+    those of class token and patches.
+    """
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        layout = BaseLayout.of(config)
+        tokens = torch.zeros(1, layout.extra_tokens, config.hidden_size)
+        self.extra_tokens = nn.Parameter(tokens) if layout.extra_tokens else None
+        self.interpolation = layout.interpolation
+
+    def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
+        """Positions [1, 1 + P', D] for images of height x width pixels."""
+        if (height, width) == tuple(self.image_size):
+            return self.position_embeddings
+        patch_height, patch_width = self.patch_embeddings.patch_size
+        grid = self.image_size[0] // patch_height, self.image_size[1] // patch_width
+        positions = self.position_embeddings[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)  # [1, D, rows, columns]
+        size = height // patch_height, width // patch_width
+        # In float32 whatever the base's dtype: bicubic weights are not exact in less.
+        resized = F.interpolate(positions.float(), size=size, **INTERPOLATIONS[self.interpolation])
+        resized = resized.to(positions.dtype).permute(0, 2, 3, 1).flatten(1, 2)  # [1, P', D]
+        return torch.cat([self.position_embeddings[:, :1], resized], dim=1)
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        """As the stock embeddings; returns [B, N, D]."""
+        tokens = super().forward(*args, **kwargs)  # [B, 1 + P, D]
+        if self.extra_tokens is None:
+            return tokens
+        return torch.cat([tokens[:, :1], self.extra_tokens.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
+
+
 # ======================================================================================================= base stream
 BASE_NAMES = {
     "attention_norm": "layernorm_before", "query": "attention.q_proj", "key": "attention.k_proj",
@@ -361,7 +434,9 @@ def base_tensors(vit: ViTModel) -> dict[str, Tensor]:
     for index, layer in enumerate(vit.layers):
         modules |= {f"layers.{index}.{ours}": layer.get_submodule(theirs) for ours, theirs in BASE_NAMES.items()}
     tensors = {f"{name}.{leaf}": value for name, module in modules.items() for leaf, value in module.named_parameters()}
-    return tensors | {"class_token": vit.embeddings.cls_token, "positions": vit.embeddings.position_embeddings}
+    tensors |= {"class_token": vit.embeddings.cls_token, "positions": vit.embeddings.position_embeddings}
+    extra = getattr(vit.embeddings, "extra_tokens", None)
+    return tensors if extra is None else tensors | {"extra_tokens": extra}
 
 
 def _some(names: Iterable[str]) -> str:
@@ -389,7 +464,8 @@ class BaseTokens:
     Attributes:
         layers: keys and values [L, 2, B, H, N, d], or tokens after each layer's first norm [L, B, N, D]; any floating
             dtype.
-        output: [B, D], the base's class token after the final layer norm.
+        output: [B, D], the base's class token after the final layer norm; [B, 2D] with what else the base's own
+            classifier reads, which no head needs.
     """
 
     layers: Tensor
@@ -464,13 +540,21 @@ class MemoryCapableViT(ViTForImageClassification):
 
     _keep_in_fp32_modules_strict = ["heads"]
     # Other uses of the same encoder (pooled features, masked images) leave these; no answer depends on them.
-    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token", r"^decoder\."]
+    _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token", r"^decoder\."]  # of ViTForMaskedImageModeling
 
     def __init__(self, config) -> None:
         super().__init__(config)
+        self.layout = BaseLayout.of(config)
+        if self.layout != BaseLayout():
+            self.vit.embeddings = BaseEmbeddings(config)
+        if self.layout.readout != "class" and self.has_base_classifier:
+            self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
         record = getattr(config, "learnable_memory", None) or {}
         self._fingerprint: str | None = record.get("fingerprint")
         self.base_id: str | None = record.get("base_id")
+        self._image_size: tuple[int, int] | None = None
+        if record.get("image_size"):
+            self.set_image_size(record["image_size"])
         self.heads = nn.ModuleDict()
         self._graphs: dict[tuple, TaskGraph] = {}
         self.requires_grad_(False)
@@ -487,13 +571,21 @@ class MemoryCapableViT(ViTForImageClassification):
         a tensor that is missing, unexpected or of another shape is an error. A checkpoint without a classifier gets
         none: no `"base"` entry. Heads arrive frozen; `train_only` wakes them.
 
-        Raises ValueError for such tensors and for a damaged file, OSError if there is no such checkpoint.
+        Raises ValueError for such tensors, a damaged file and another kind of model, OSError if there is no checkpoint.
         """
         name = pretrained_model_name_or_path
         dtype = kwargs.pop("torch_dtype", None) or dtype
         want_info = kwargs.pop("output_loading_info", False)
         # float32 first, because the fingerprint is taken before any cast; all that does not fit is judged below.
         ours = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        hub = ("cache_dir", "revision", "token", "local_files_only", "subfolder", "force_download")
+        where = {key: kwargs[key] for key in hub if key in kwargs}
+        kind = cls.config_class.get_config_dict(name, **where)[0].get("model_type", "vit")
+        if kind != "vit":
+            raise ValueError(
+                f"{name} is a {kind!r} model, not a plain ViT. What can be converted, "
+                "learnable_memory.bases.read_base converts: MemoryCapableViT.from_tensors takes what it returns."
+            )
         verbosity = hf_logging.get_verbosity()
         hf_logging.set_verbosity_error()  # its report would tell of a classifier that is going to be trained
         try:
@@ -519,8 +611,6 @@ class MemoryCapableViT(ViTForImageClassification):
         model._recognise(name)
         model.requires_grad_(False).eval()
         if dtype == "auto":  # what the config on disk says; the loaded one says float32
-            hub = ("cache_dir", "revision", "token", "local_files_only", "subfolder", "force_download")
-            where = {key: kwargs[key] for key in hub if key in kwargs}
             dtype = cls.config_class.from_pretrained(name, **where).dtype
         if dtype is not None:
             model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
@@ -559,8 +649,38 @@ class MemoryCapableViT(ViTForImageClassification):
         shared = base.fingerprint if isinstance(base, MemoryCapableViT) else None
         model._fingerprint = shared or head_files.content_hash(base_tensors(model.vit))  # now, before any cast
         model.base_id = getattr(base, "base_id", None) or base.config.name_or_path
+        model._image_size = getattr(base, "_image_size", None)
         model.requires_grad_(False)
         return model.train(base.training)
+
+    @classmethod
+    def from_tensors(
+        cls, config: ViTConfig, tensors: Mapping[str, Tensor], base_id: str | None = None, **kwargs
+    ) -> "MemoryCapableViT":
+        """A base whose tensors come from elsewhere, such as `learnable_memory.bases.read_base`; frozen, in eval mode.
+
+        Args:
+            config: of a stock ViT, with `base_layout` where the base differs (see `BaseLayout`); num_labels=0 for a
+                base without a classifier.
+            tensors: float32, under the names of ViTForImageClassification; not copied.
+            base_id: what heads are to say they were trained on.
+            kwargs: as `attn_implementation` in HuggingFace's from_pretrained.
+
+        Raises ValueError if a tensor is missing, unexpected, or of another shape.
+        """
+        with torch.device("meta"):  # no values are drawn only to be replaced
+            model = cls._from_config(config, **kwargs)
+        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        other_shape = [name for name in wanted.keys() & tensors.keys() if wanted[name] != tensors[name].shape]
+        if wanted.keys() != tensors.keys() or other_shape:
+            raise ValueError(
+                f"{base_id or 'These tensors'} are no whole ViT. Missing: {_some(wanted.keys() - tensors.keys())}; "
+                f"unexpected: {_some(tensors.keys() - wanted.keys())}; of another shape: {_some(other_shape)}."
+            )
+        model.load_state_dict(tensors, assign=True)
+        model.base_id = base_id
+        model._fingerprint = head_files.content_hash(base_tensors(model.vit))
+        return model.requires_grad_(False).eval()
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in HuggingFace; the heads and the base's fingerprint are recorded in the config, so that they return."""
@@ -569,6 +689,7 @@ class MemoryCapableViT(ViTForImageClassification):
             "fingerprint": self.fingerprint,
             "saved_as": head_files.content_hash(base_tensors(self.vit)),
             "base_id": self.base_id,
+            "image_size": self._image_size,
             "heads": specs,
         }
         return super().save_pretrained(save_directory, **kwargs)
@@ -579,6 +700,37 @@ class MemoryCapableViT(ViTForImageClassification):
         if self._fingerprint is None:
             self._fingerprint = head_files.content_hash(base_tensors(self.vit))
         return self._fingerprint
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images that the model takes, in pixels."""
+        return self._image_size or tuple(self.vit.embeddings.image_size)
+
+    def set_image_size(self, size: int | Sequence[int]) -> None:
+        """Take images of another size from now on: positions are resized as the base's family does it.
+
+        Weights, fingerprint and heads stay as they are.
+
+        Args:
+            size: (height, width) in pixels, or one number for both.
+
+        Raises ValueError if they are not multiples of the patch size.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        patch_height, patch_width = self.vit.embeddings.patch_embeddings.patch_size
+        if min(height, width) < 1 or height % patch_height or width % patch_width:
+            raise ValueError(
+                f"Images of {height}x{width} pixels cannot be cut into patches of {patch_height}x{patch_width}: "
+                "take multiples of these."
+            )
+        self._image_size = (height, width)
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the base's tokens of an image of the present size."""
+        patch_height, patch_width = self.vit.embeddings.patch_embeddings.patch_size
+        height, width = self.image_size
+        return 1 + self.layout.extra_tokens + (height // patch_height) * (width // patch_width)
 
     @property
     def has_base_classifier(self) -> bool:
@@ -766,7 +918,7 @@ class MemoryCapableViT(ViTForImageClassification):
             with_base: also the base's own answer, if it has a classifier. Without it, and if no linear probe asks, the
                 base stream ends at the last layer's keys and values.
             labels: head -> targets, int64 [B]; fills `loss`, the mean cross entropy.
-            interpolate_pos_encoding: allow other image sizes than the base's own.
+            interpolate_pos_encoding: take images of any size, not only of `image_size`.
             output_hidden_states: `"base"`: [B, N, D] after the embeddings and each layer, as HuggingFace. A head: its
                 class token [B, 1, D] likewise. From `BaseTokens`, the base has neither these nor attentions.
             output_attentions: per layer, the row of the class token. `"base"`: [B, H, 1, N]. A head: [B, H, 1, all]:
@@ -789,6 +941,13 @@ class MemoryCapableViT(ViTForImageClassification):
             raise ValueError(f"There are labels for {', '.join(silent)}, which do not answer in this pass.")
         tasks = self.with_ancestors(name for name in names if self.heads[name].spec.class_token)
         needs_base = with_base or any(not self.heads[name].spec.class_token for name in names)
+        if with_base and isinstance(pixel_values, BaseTokens):
+            read, kept = self.classifier.in_features, pixel_values.output.shape[-1]
+            if kept != read:
+                raise ValueError(
+                    f"The base's classifier reads {read} numbers, but only {kept} of an image were kept: give "
+                    "with_base=False."
+                )
 
         graph = self._graph(tasks)
         tokens = self._class_tokens(tasks, len(pixel_values))  # [B, T, D]
@@ -814,10 +973,11 @@ class MemoryCapableViT(ViTForImageClassification):
             answers[name] = ImageClassifierOutput(loss, logits, tuple(states) or None, tuple(rows) or None)
 
         if needs_base:
-            base_output = self._base_output(pixel_values, layer.hidden)  # [B, D]
+            base_output = self._base_output(pixel_values, layer.hidden)  # [B, D] or [B, 2D]
             with torch.set_grad_enabled(self._base_records(pixel_values)):
                 if with_base:
                     answer("base", self.classifier(base_output), base.states, base.rows)
+            base_output = base_output[:, : self.config.hidden_size]  # what a linear probe reads
         outputs = self.vit.layernorm(tokens)  # [B, T, D]
         for name in names:
             if name in tasks:
@@ -829,11 +989,15 @@ class MemoryCapableViT(ViTForImageClassification):
         return answers
 
     def _base_output(self, pixel_values: Tensor | BaseTokens, hidden: Tensor | None) -> Tensor:
-        """The base's class token after the final layer norm, [B, D], from the last layer's `hidden` [B, N, D]."""
+        """What the base's classifier reads (see `BaseLayout`), from the last layer's `hidden` [B, N, D]."""
         if isinstance(pixel_values, BaseTokens):
             return pixel_values.output.to(self.vit.layernorm.weight.dtype)
         with torch.set_grad_enabled(self._base_records(pixel_values)):
-            return self.vit.layernorm(hidden)[:, 0, :]
+            tokens = self.vit.layernorm(hidden)  # [B, N, D]
+            if self.layout.readout == "class":
+                return tokens[:, 0, :]
+            patches = tokens[:, 1 + self.layout.extra_tokens :].mean(dim=1)
+            return torch.cat([tokens[:, 0], tokens[:, 1] if self.layout.readout == "class+extra" else patches], dim=1)
 
     @torch.no_grad()
     def base_tokens(self, pixel_values: Tensor, keys_and_values: bool = True) -> BaseTokens:
@@ -867,7 +1031,8 @@ class MemoryCapableViT(ViTForImageClassification):
         records = self._base_records(pixel_values)
         with torch.set_grad_enabled(records):
             pixel_values = pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype)
-            hidden = self.vit.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)  # [B, N, D]
+            resize = interpolate_pos_encoding or self._resizes(*pixel_values.shape[-2:])
+            hidden = self.vit.embeddings(pixel_values, interpolate_pos_encoding=resize)  # [B, N, D]
             mask = create_bidirectional_mask(config=self.vit.config, inputs_embeds=hidden, attention_mask=None)
         for index, layer in enumerate(self.vit.layers):
             stop = stop_early and index == len(self.vit.layers) - 1
@@ -875,6 +1040,15 @@ class MemoryCapableViT(ViTForImageClassification):
                 state = run_base_layer(layer, hidden, mask, stop, want_rows)
             yield state
             hidden = state.hidden
+
+    def _resizes(self, height: int, width: int) -> bool:
+        """Whether positions have to be resized for images of the model's size. Raises ValueError for another size."""
+        if (height, width) != self.image_size:
+            raise ValueError(
+                f"The images have {height}x{width} pixels, but the model takes {self.image_size[0]}x"
+                f"{self.image_size[1]}. Resize them, or the model with set_image_size."
+            )
+        return self.image_size != tuple(self.vit.embeddings.image_size)
 
     def _graph(self, tasks: Sequence[str]) -> TaskGraph:
         device = self.vit.embeddings.cls_token.device

@@ -342,7 +342,7 @@ def test_committed_subset_is_balanced_small_and_licensed(tmp_path: Path) -> None
         ("zebra", "unknown data set 'zebra'; legal: CIFAR100, CIFAR100-new20, Digits, FashionMNIST, folder:PATH"),
         ("folder", "unknown data set 'folder', did you mean folder:PATH?"),
         ("web:zebra", "unknown data set 'web:zebra'"),
-        ("folder:", "folder: needs a path, as in folder:PATH"),
+        ("folder:", "folder: needs a name behind it, as in folder:PATH"),
     ],
 )
 def test_unknown_names(tmp_path: Path, name: str, message: str) -> None:
