@@ -17,6 +17,7 @@ DeiT with its distillation token, 5 for DINOv2 with registers), then the patches
 
 import copy
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -439,6 +440,15 @@ def base_tensors(vit: ViTModel) -> dict[str, Tensor]:
     return tensors if extra is None else tensors | {"extra_tokens": extra}
 
 
+def base_fingerprint(vit: ViTModel) -> str:
+    """SHA-256 of the encoder's tensors, 64 hexadecimal digits.
+
+    An activation other than the usual one counts too: Google's files are published for one, and copied for the other.
+    """
+    found, activation = head_files.content_hash(base_tensors(vit)), vit.config.hidden_act
+    return found if activation == "gelu" else hashlib.sha256(f"{found}{activation}".encode()).hexdigest()
+
+
 def _some(names: Iterable[str]) -> str:
     """A list for an error message, not longer than somebody reads."""
     names = sorted(names)
@@ -621,7 +631,7 @@ class MemoryCapableViT(ViTForImageClassification):
 
         The recorded one is that of the values before a cast to bfloat16, say, which those on disk cannot tell any more.
         """
-        found = head_files.content_hash(base_tensors(self.vit))
+        found = base_fingerprint(self.vit)
         record = getattr(self.config, "learnable_memory", None) or {}
         if found == record.get("saved_as"):
             return
@@ -647,7 +657,7 @@ class MemoryCapableViT(ViTForImageClassification):
         model.vit = base if isinstance(base, ViTModel) else base.vit
         model.classifier = getattr(base, "classifier", nn.Identity())
         shared = base.fingerprint if isinstance(base, MemoryCapableViT) else None
-        model._fingerprint = shared or head_files.content_hash(base_tensors(model.vit))  # now, before any cast
+        model._fingerprint = shared or base_fingerprint(model.vit)  # now, before any cast
         model.base_id = getattr(base, "base_id", None) or base.config.name_or_path
         model._image_size = getattr(base, "_image_size", None)
         model.requires_grad_(False)
@@ -679,7 +689,7 @@ class MemoryCapableViT(ViTForImageClassification):
             )
         model.load_state_dict(tensors, assign=True)
         model.base_id = base_id
-        model._fingerprint = head_files.content_hash(base_tensors(model.vit))
+        model._fingerprint = base_fingerprint(model.vit)
         return model.requires_grad_(False).eval()
 
     def save_pretrained(self, save_directory, **kwargs):
@@ -687,7 +697,7 @@ class MemoryCapableViT(ViTForImageClassification):
         specs = [dataclasses.asdict(head.spec) for head in self.heads.values()]
         self.config.learnable_memory = {
             "fingerprint": self.fingerprint,
-            "saved_as": head_files.content_hash(base_tensors(self.vit)),
+            "saved_as": base_fingerprint(self.vit),
             "base_id": self.base_id,
             "image_size": self._image_size,
             "heads": specs,
@@ -698,7 +708,7 @@ class MemoryCapableViT(ViTForImageClassification):
     def fingerprint(self) -> str:
         """SHA-256 of the base's encoder, taken when it was loaded; of a model made from a config, at the first use."""
         if self._fingerprint is None:
-            self._fingerprint = head_files.content_hash(base_tensors(self.vit))
+            self._fingerprint = base_fingerprint(self.vit)
         return self._fingerprint
 
     @property

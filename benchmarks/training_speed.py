@@ -105,8 +105,8 @@ def random_loader(contents: Contents) -> CachedLoader:
     images = ImageSet(ArrayImages(np.zeros((CACHED_BATCH, 1, 1), np.uint8), ""), np.arange(CACHED_BATCH) % CLASSES)
     cache = FeatureCache(contents, CACHED_BATCH)
     for view, shard in cache.missing():
-        records = torch.empty(cache._rows(shard), contents.numbers, dtype=contents.torch_dtype)
-        cache._keep(view, shard, records.uniform_(-1, 1))
+        records = torch.empty(cache.rows(shard), contents.numbers, dtype=contents.torch_dtype)
+        cache.keep(view, shard, records.uniform_(-1, 1))
     return CachedLoader(cache, images, EpochBatches(CACHED_BATCH, CACHED_BATCH, shuffle=True), BaseTokens)
 
 

@@ -1,9 +1,12 @@
-"""Base models: from a name or a folder to a folder on disk, and its image processor."""
+"""Base models: from a name or a path to files on disk, what kind of model they are, and which pixels it expects."""
 
 import json
 import logging
 from pathlib import Path
-from typing import Any
+
+from learnable_memory import families
+from learnable_memory.families import PlainViT
+from learnable_memory.transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -15,64 +18,119 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # best first; a sharded on
 NETWORK_TIMEOUT = 5.0  # seconds to the hub's first answer: enough to tell whether there is a network
 
 
-def find_base(name_or_folder: str, cache_dir: Path | None = None, download: bool = True) -> Path:
-    """The folder of a base model: config, processor and weights.
+# ------------------------------------------------------------------------------------------------------- what it is
+def is_stock(place: Path) -> bool:
+    """Whether `MemoryCapableViT.from_pretrained` reads this base itself; others go through `convert`."""
+    return place.is_dir() and _config(place).get("model_type") == "vit"
+
+
+def convert(place: Path) -> PlainViT:
+    """A base of another family as a plain ViT.
+
+    Args:
+        place: from `find_base`: a folder in HuggingFace's or timm's layout, a Google `.npz` file, or a PyTorch file
+            with timm's names (DeiT, DINO, DINOv2, MAE, MoCo v3).
+
+    Raises:
+        ValueError: the files are damaged, or such a model cannot be a base; the message says why.
+        ModuleNotFoundError: a timm folder, without timm.
+    """
+    if place.suffix == ".npz":
+        return families.from_npz(place)
+    if place.is_file():
+        return families.from_checkpoint_file(place)
+    if _is_timm(place):
+        return families.from_timm(place)
+    return families.from_huggingface(place)
+
+
+def preprocessing_of(place: Path, plain: PlainViT | None = None) -> Preprocessing:
+    """How the pixels of a base are made: as its processor says, or else as is usual in its family, which is logged.
+
+    Args:
+        place: from `find_base`.
+        plain: what `convert` gave for it, if that was done already.
+
+    Raises:
+        ValueError: the processor does something that cannot be expressed.
+    """
+    if (place / PROCESSOR).is_file():
+        from transformers import AutoImageProcessor
+
+        return Preprocessing.from_processor(AutoImageProcessor.from_pretrained(place))
+    if is_stock(place):
+        side = _config(place).get("image_size", 224)
+        height, width = (side, side) if isinstance(side, int) else side
+        usual, family = Preprocessing(height, width, "bilinear", 1 / 255, (0.5,) * 3, (0.5,) * 3), "ViT"
+    else:
+        plain = plain or convert(place)
+        usual, family = plain.preprocessing, plain.family
+    if not (place.is_dir() and _is_timm(place)):  # timm keeps it in the config
+        logger.warning("%s has no %s; pixels are made as is usual for %s: %s.", place, PROCESSOR, family, usual.words)
+    return usual
+
+
+def _config(folder: Path) -> dict:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+        return config
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is damaged ({error}): replace it") from None
+
+
+def _is_timm(folder: Path) -> bool:
+    """timm's config.json names an architecture, HuggingFace's a model type."""
+    config = _config(folder)
+    return "architecture" in config and "model_type" not in config
+
+
+# ------------------------------------------------------------------------------------------------------ where it is
+def find_base(name_or_path: str, cache_dir: Path | None = None, download: bool = True) -> Path:
+    """The folder of a base model (config, processor and weights), or its one file.
 
     What the cache has complete is used as it is, without a question to the network.
 
     Args:
-        name_or_folder: a folder in HuggingFace's layout, or a model's name on the hub.
+        name_or_path: a folder in HuggingFace's layout, a checkpoint file, or a model's name on the hub.
         cache_dir: a HuggingFace cache; HuggingFace's own if left out.
         download: whether a model that is not in the cache may be fetched from the hub.
 
     Raises:
         ValueError: a folder without config.json.
-        FileNotFoundError: neither a folder, nor in the cache, nor reachable.
+        FileNotFoundError: neither a folder, nor a file, nor in the cache, nor reachable.
     """
-    folder = Path(name_or_folder).expanduser()
-    if name_or_folder == SHIPPED_BASE and not folder.is_dir():  # called from another folder than the project's
-        folder = Path(__file__).resolve().parent.parent / SHIPPED_BASE
-    if folder.is_dir():
-        if not (folder / CONFIG).is_file():
-            raise ValueError(f"the base model folder {folder} has no {CONFIG}; give a folder saved by save_pretrained")
-        return folder
-    cached = _find_in_cache(name_or_folder, cache_dir)
-    if cached and (cached / PROCESSOR).is_file():
+    place = Path(name_or_path).expanduser()
+    if name_or_path == SHIPPED_BASE and not place.is_dir():  # called from another folder than the project's
+        place = Path(__file__).resolve().parent.parent / SHIPPED_BASE
+    if place.is_file():
+        return place
+    if place.is_dir():
+        if not (place / CONFIG).is_file():
+            raise ValueError(f"the base model folder {place} has no {CONFIG}; give a folder saved by save_pretrained")
+        return place
+    cached = _find_in_cache(name_or_path, cache_dir)
+    if cached and ((cached / PROCESSOR).is_file() or _is_timm(cached)):
         return cached
     if not download:
         if cached:
             return cached
-        raise _not_found(name_or_folder, cache_dir, "downloading is off")
+        raise _not_found(name_or_path, cache_dir, "downloading is off")
     try:
-        return _download(name_or_folder, cache_dir)
+        return _download(name_or_path, cache_dir)
     except Exception as error:  # the hub's network library, and its errors, differ from version to version
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         if not cached:
-            raise _not_found(name_or_folder, cache_dir, reason) from error
+            raise _not_found(name_or_path, cache_dir, reason) from error
         logger.warning("%s is in the cache without %s, which could not be fetched (%s)", cached, PROCESSOR, reason)
         return cached
-
-
-def load_processor(folder: Path) -> Any:
-    """The image processor of a base model's folder.
-
-    Raises:
-        FileNotFoundError: the folder has no preprocessor_config.json, so nobody knows which pixels the base expects.
-    """
-    if not (Path(folder) / PROCESSOR).is_file():
-        raise FileNotFoundError(
-            f"the base model folder {folder} has no {PROCESSOR}; add the one that the model was trained with "
-            f"(ViTImageProcessor(..).save_pretrained({str(folder)!r}) writes it)"
-        )
-    from transformers import AutoImageProcessor
-
-    return AutoImageProcessor.from_pretrained(folder)
 
 
 def _not_found(name: str, cache_dir: Path | None, reason: str) -> FileNotFoundError:
     place = f" {cache_dir}" if cache_dir else ""
     return FileNotFoundError(
-        f"the base model {name!r} is neither a folder, nor in the cache{place}, nor reachable ({reason}); "
+        f"the base model {name!r} is neither a folder nor a file, nor in the cache{place}, nor reachable ({reason}); "
         f"check its name and the network, or take the one that ships: --base_model {SHIPPED_BASE}"
     )
 

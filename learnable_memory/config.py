@@ -27,12 +27,26 @@ from learnable_memory.options import (
     to_dict,
 )
 
-__all__ = ["RunOptions", "TrainOptions", "ValidationOptions", "build_parser", "head_name", "parse", "to_dict"]
+__all__ = [
+    "DataChoice",
+    "Places",
+    "RunOptions",
+    "TrainOptions",
+    "ValidationOptions",
+    "build_parser",
+    "head_name",
+    "parse",
+    "to_dict",
+]
 
 DEFAULT_BASE = "google/vit-base-patch32-224-in21k"
 GRID = "head (several values: a grid of heads, trained in one pass)"
 REGIMES = ("memory", "head+class", "head")
 PRECISIONS = ("float32", "bfloat16")
+DATA_SET_NAMES = (
+    "a data set by name (CIFAR100, Digits, ...), folder:PATH with a folder for each class, hf:NAME[:CONFIG] of the "
+    "hub, parquet:PATH, vtab:NAME or fgvc:NAME"
+)
 SEED = between(0, 2**32 - 1)
 DEVICE = matching(r"auto|cpu|(cuda|mps|xpu)(:\d+)?", "auto, cpu, cuda, mps or xpu, with a number if wanted (cuda:1)")
 # A head's name becomes part of file names and parameter names, and "base" is what the base model answers under.
@@ -48,12 +62,23 @@ def default_workers() -> int:
 
 
 def head_name(dataset: str) -> str:
-    """A data set's name as the name of a head: CIFAR100 stays, `folder:/data/cats` and `hf:someone/cats` give cats.
+    """A data set's name as the name of a head.
+
+    CIFAR100 stays, `folder:/data/cats` gives cats, `hf:someone/cats:large` cats-large, `vtab:dtd` vtab-dtd.
 
     Raises:
         ValueError: the data set's name gives no legal one.
     """
-    name = Path(dataset.rpartition(":")[2]).name.removesuffix(".parquet")
+    kind, colon, argument = dataset.partition(":")
+    if not colon:
+        name = dataset
+    elif kind == "hf":
+        source, _, configuration = argument.partition(":")
+        name = "-".join(filter(None, (Path(source).name, configuration)))
+    elif kind in ("vtab", "fgvc"):  # lists of images that have a name of their own too
+        name = f"{kind}-{argument}"
+    else:
+        name = Path(argument).name.removesuffix(".parquet")
     if not HEAD_NAME.holds(name):
         raise ValueError(
             f"--dataset is {dataset!r}, and {name!r} cannot be the head's name, which has to be {HEAD_NAME.words}: "
@@ -63,8 +88,8 @@ def head_name(dataset: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(Options):
-    """What every run on images needs: where data is, and on what to compute."""
+class Places(Options):
+    """Where things are."""
 
     directory: Path = option(
         Path("~"),
@@ -73,6 +98,30 @@ class RunOptions(Options):
         group="data",
     )
     no_download: bool = option(False, "stop where something is missing instead of downloading it", group="data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataChoice(Options):
+    """What `data.load_data_set` is asked for, besides the name."""
+
+    split: str = option(
+        "seeded",
+        "what INaturalist and Sun are evaluated on: a fifth drawn with --split_seed, or the published lists",
+        group="data",
+        choices=("seeded", "official"),
+    )
+    split_seed: int = option(0, "draws the splits that a data set does not have itself", group="data", legal=SEED)
+    image_column: str | None = option(
+        None, "of hf: and parquet:", group="data", legal=NOT_EMPTY, default_help="found by its type"
+    )
+    label_column: str | None = option(
+        None, "of hf: and parquet:", group="data", legal=NOT_EMPTY, default_help="found by its type"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Places):
+    """What every run on images needs: where data is, and on what to compute."""
 
     batch_size: int = option(
         64, "batch size", flags=("-b", "--batch_size"), group="machine", legal=at_least(1), unit="images"
@@ -96,19 +145,28 @@ class RunOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(RunOptions):
+class TrainOptions(DataChoice, RunOptions):
     """What `vit_train.py` does: it trains one head on one data set, or a grid of them in one pass."""
 
     dataset: str = option(
-        help="what to learn: a data set by name (CIFAR100, Digits, ...), or folder:PATH with a folder for each class",
+        help=f"what to learn: {DATA_SET_NAMES}",
         flags=("-d", "--dataset"),
         group="data",
         legal=NOT_EMPTY,
     )
-    split_seed: int = option(0, "draws the splits that a data set does not have itself", group="data", legal=SEED)
+    on_bad_image: str = option(
+        "stop",
+        "that cannot be decoded. stop: the run ends and names it; skip: all images are looked at first, and such ones "
+        "left out and counted",
+        group="data",
+        choices=("stop", "skip"),
+    )
 
     base_model: str = option(
-        DEFAULT_BASE, "the frozen ViT: a name on the hub, or a folder", group="head", legal=NOT_EMPTY
+        DEFAULT_BASE, "the frozen ViT: a name on the hub, a folder, or a checkpoint file", group="head", legal=NOT_EMPTY
+    )
+    image_size: int | None = option(
+        None, "side of the images", group="head", legal=at_least(1), unit="pixels", default_help="the base's own"
     )
     name: str | None = option(None, "its name", group="head", legal=HEAD_NAME, default_help="the data set's")
     number_of_memory_tokens: tuple[int, ...] | None = option(
@@ -252,7 +310,7 @@ class ValidationOptions(RunOptions):
     )
     base_model: str | None = option(
         None,
-        "the frozen ViT: a name on the hub, or a folder",
+        "the frozen ViT: a name on the hub, a folder, or a checkpoint file",
         group="heads",
         legal=NOT_EMPTY,
         default_help="the one that the heads were trained on",

@@ -13,14 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from learnable_memory.images import ImageSet, split_off
+from learnable_memory.sources.benchmark_lists import read_fgvc, read_vtab
+from learnable_memory.sources.fine_grained import read_cub, read_flowers, read_pets
 from learnable_memory.sources.folders import read_folder
 from learnable_memory.sources.found import SPLITS, Found, Request
-from learnable_memory.sources.small import read_cifar100, read_digits, read_fashion_mnist
+from learnable_memory.sources.hub import full_hub_name, read_hub
+from learnable_memory.sources.imagenet import read_imagenet
+from learnable_memory.sources.inaturalist import read_inaturalist
+from learnable_memory.sources.parquet import read_parquet_path
+from learnable_memory.sources.scenes import read_places, read_sun
+from learnable_memory.sources.small import (
+    read_cifar10,
+    read_cifar100,
+    read_digits,
+    read_fashion_mnist,
+    read_mnist,
+)
 
 __all__ = ["DataSet", "ImageSet", "data_set_names", "load_data_set"]
 
 EVAL_FRACTION = 0.2  # of all images, for data sets without an evaluation split
 SELECT_FRACTION = 0.1  # of train, for data sets without a selection split of their own
+MOST_NAMES = 100  # of images left out, in a head file; the number is exact always
 
 
 @dataclass(frozen=True)
@@ -29,11 +43,12 @@ class DataSet:
 
     Attributes:
         labels: the name of class 0, 1, ..
-        views: which random views it is trained on, one of `transforms.VIEWS`.
+        views: which random views it is trained on, one of `transforms.VIEWS`; None: the evaluation view.
         source: what was read.
         split_seed: what `eval` was drawn with, where the data has no split at all.
         select_seed: what `select` was drawn with, where the data has none.
         split, image_column, label_column: what the reader was asked for.
+        left_out: what broken images are called that were left out, by role; None: nobody looked.
     """
 
     name: str
@@ -41,13 +56,14 @@ class DataSet:
     train: ImageSet
     select: ImageSet
     eval: ImageSet
-    views: str
+    views: str | None
     source: str
     split_seed: int
     select_seed: int
     split: str = "seeded"
     image_column: str | None = None
     label_column: str | None = None
+    left_out: dict[str, list[str]] | None = None
 
     def record(self) -> dict[str, Any]:
         """What a head file keeps of it, JSON-able: enough to tell whether two runs saw the same images."""
@@ -60,6 +76,8 @@ class DataSet:
             "split": self.split,
             "image_column": self.image_column,
             "label_column": self.label_column,
+            "left_out": self.left_out
+            and {role: {"images": len(names), "names": names[:MOST_NAMES]} for role, names in self.left_out.items()},
             "splits": {role: {"images": len(split), "hash": split.hash} for role, split in splits.items()},
         }
 
@@ -71,13 +89,13 @@ class _Entry:
 
     Attributes:
         read: the reader.
-        views: one of `transforms.VIEWS`.
+        views: one of `transforms.VIEWS`; None: the evaluation view, no augmentation.
         usage: of a kind: what its argument is, in capitals.
         full_name: of a kind: the argument as the head file keeps it.
     """
 
     read: Callable[[Request], Found]
-    views: str
+    views: str | None
     usage: str = ""
     full_name: Callable[[str], str] = str
 
@@ -86,19 +104,33 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
+CROP = "resized_crop_flip"  # the paper's choice for all but CIFAR-100
 DATA_SETS = {
+    "CIFAR10": _Entry(read_cifar10, "crop_flip"),
     "CIFAR100": _Entry(read_cifar100, "crop_flip"),
     "CIFAR100-new20": _Entry(partial(read_cifar100, classes=range(4, 100, 5)), "crop_flip"),  # not seen by base-tiny
+    "CUB": _Entry(read_cub, CROP),
     "Digits": _Entry(read_digits, "shift"),
     "FashionMNIST": _Entry(read_fashion_mnist, "flip"),
+    "Flowers": _Entry(read_flowers, CROP),
+    "ImageNet": _Entry(read_imagenet, CROP),
+    "INaturalist": _Entry(read_inaturalist, CROP),
+    "MNIST": _Entry(read_mnist, "shift"),
+    "Pets": _Entry(read_pets, CROP),
+    "Places": _Entry(read_places, CROP),
+    "Sun": _Entry(read_sun, CROP),
 }
 PREFIXES = {
-    "folder": _Entry(read_folder, "resized_crop_flip", "PATH", _absolute),
+    "folder": _Entry(read_folder, CROP, "PATH", _absolute),
+    "hf": _Entry(read_hub, CROP, "NAME[:CONFIG]", full_hub_name),
+    "parquet": _Entry(read_parquet_path, CROP, "PATH", _absolute),
+    "vtab": _Entry(read_vtab, None, "NAME"),  # whole images, as its protocol has it: a mirror changes some classes
+    "fgvc": _Entry(read_fgvc, CROP, "NAME"),
 }
 
 
 def data_set_names() -> list[str]:
-    """The names that `load_data_set` knows; it takes `folder:PATH` besides."""
+    """The names that `load_data_set` knows; it takes `folder:PATH` and the other `PREFIXES` besides."""
     return list(DATA_SETS)
 
 
@@ -109,7 +141,9 @@ def load_data_set(
     """A data set by name, with its three splits.
 
     Args:
-        name: one of `data_set_names()`, or `folder:PATH` for a folder with one folder of images for each class.
+        name: one of `data_set_names()`; `folder:PATH`, a folder with one folder of images for each class;
+            `hf:NAME[:CONFIG]`, of the hub or a folder that the datasets library reads; `parquet:PATH`; `vtab:NAME` and
+            `fgvc:NAME`, the lists of VTAB-1k and of Visual Prompt Tuning.
         directory: the folder that holds `datasets/`; not used by Digits and `folder:PATH`.
         split_seed: 0 to 2**32 - 1; draws the splits that the data set does not have.
         download: whether missing files may be fetched into `directory`.

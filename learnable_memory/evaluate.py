@@ -33,6 +33,11 @@ class Score:
     images_per_second: float
 
 
+def is_shared(accelerator: "Accelerator | None") -> bool:
+    """Whether several processes work on the same batches."""
+    return accelerator is not None and accelerator.num_processes > 1
+
+
 @torch.no_grad()
 def evaluate(
     model, loader: DataLoader, heads: Sequence[str], alongside: Sequence[str] = (), description: str | None = None, *,
@@ -71,7 +76,7 @@ def evaluate(
             bar.set_postfix_str(f"{images / (time.perf_counter() - start):.0f} images/s", refresh=False)
     finally:
         model.train(was_training)
-    if accelerator is not None and accelerator.num_processes > 1:
+    if is_shared(accelerator):
         # Counts, not images, are put together: no sample is repeated to make the parts equal.
         mine = torch.cat([*sums.values(), torch.tensor([images], dtype=torch.float64)])
         *totals, count = accelerator.reduce(mine.to(device), "sum").cpu().split([3] * len(sums) + [1])

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from learnable_memory import cost
 from learnable_memory.files import replacing
 from learnable_memory.images import ImageSet
 from learnable_memory.loading import Key
@@ -105,7 +106,7 @@ def contents_of(
     return Contents(
         model.fingerprint, precision, image_set.content_hash, preprocessing_hash, views, seed if views else 0, form,
         dtype, model.config.num_hidden_layers, model.config.num_attention_heads,
-        model.vit.embeddings.position_embeddings.shape[1], model.config.hidden_size,
+        model.num_tokens, model.config.hidden_size,
     )  # fmt: skip
 
 
@@ -154,7 +155,7 @@ class FeatureCache:
 
     def check_room(self) -> None:
         """Raise ValueError if what is still to be written does not fit into the memory or on the disk."""
-        left = sum(self._rows(shard) for _, shard in self.missing()) * self.record_bytes
+        left = sum(self.rows(shard) for _, shard in self.missing()) * self.record_bytes
         if self.folder is None:
             free, where, instead = available_memory(), "memory", "--cache disk, "
         else:
@@ -199,26 +200,27 @@ class FeatureCache:
         keys = {(view, shard): self._keys(view, shard, batch_size) for view, shard in todo}
         loader = iter(batches([batch for shard in keys.values() for batch in shard])) if todo else iter(())
         device = next(model.parameters()).device
-        total = sum(self._rows(shard) for _, shard in todo)
+        total = sum(self.rows(shard) for _, shard in todo)
         with tqdm(total=total, desc=description, unit=" images", disable=description is None or not todo) as bar:
             for (view, shard), its_batches in keys.items():
-                records = torch.empty(self._rows(shard), self.contents.numbers, dtype=self.contents.torch_dtype)
+                records = torch.empty(self.rows(shard), self.contents.numbers, dtype=self.contents.torch_dtype)
                 done = 0
                 for batch in its_batches:
                     pixel_values, _ = next(loader)
                     tokens = model.base_tokens(pixel_values.to(device), self.contents.form == "keys_values")
                     layers = tokens.layers.movedim(self.contents.batch_axis, 0).flatten(1)  # [B, numbers - D]
                     records[done : done + len(batch), : layers.shape[1]] = layers
-                    records[done : done + len(batch), layers.shape[1] :] = tokens.output
+                    records[done : done + len(batch), layers.shape[1] :] = tokens.output[:, : self.contents.width]
                     done += len(batch)
                     bar.update(len(batch))
-                self._keep(view, shard, records)
+                self.keep(view, shard, records)
 
-    def _rows(self, shard: int) -> int:
+    def rows(self, shard: int) -> int:
+        """Images of a shard; only the last has fewer."""
         return min(self.shard_images, self.images - shard * self.shard_images)
 
     def _keys(self, view: int, shard: int, batch_size: int) -> list[list[Key]]:
-        first, count = shard * self.shard_images, self._rows(shard)
+        first, count = shard * self.shard_images, self.rows(shard)
         return [
             [(view, first + row) for row in range(start, min(start + batch_size, count))]
             for start in range(0, count, batch_size)
@@ -233,13 +235,14 @@ class FeatureCache:
         path = self._path(view, shard)
         if not path.exists():
             return False
-        expected = self._rows(shard) * self.record_bytes
+        expected = self.rows(shard) * self.record_bytes
         size = path.stat().st_size
         if size != expected:
             raise ValueError(f"{path} has {size} bytes instead of {expected}: delete it, and it is built anew.")
         return True
 
-    def _keep(self, view: int, shard: int, records: Tensor) -> None:
+    def keep(self, view: int, shard: int, records: Tensor) -> None:
+        """Make [rows, numbers] of the cache's dtype the records of a shard."""
         if self.folder is None:
             self._shards[view, shard] = records
             return
@@ -252,7 +255,7 @@ class FeatureCache:
         """One image's numbers [numbers]; on disk they are mapped, not read."""
         shard, row = divmod(index, self.shard_images)
         if (view, shard) not in self._shards:
-            count = self._rows(shard)
+            count = self.rows(shard)
             mapped = torch.from_file(
                 str(self._path(view, shard)), False, count * self.contents.numbers, dtype=self.contents.torch_dtype
             )
@@ -326,11 +329,11 @@ class CachedLoader:
 def expected_gain(contents: Contents, heads: int) -> float:
     """How many times faster an image is from the cache than without it, by arithmetic alone (multiplications).
 
-    In each layer the base takes 12 N D^2 + 2 N^2 D, a class token 12 D^2 + 2 N D forward and as much backward. With
-    many heads the task stream dominates, and there is less to gain.
+    An MLP of 4 D is assumed, and that a head costs backward what it costs forward. With many heads the task stream
+    dominates, and there is less to gain.
     """
     n, d = contents.tokens, contents.width
-    base, task = 12 * n * d * d + 2 * n * n * d, 2 * (12 * d * d + 2 * n * d)
+    base, task = cost.base_layer(n, d, 4 * d), 2 * cost.head_layer(n, d, 4 * d)
     absorbed = 2 * (2 * d * d + 2 * n * d * (contents.heads - 1)) if contents.form == "tokens" else 0
     return (base + heads * task) / (heads * (task + absorbed))
 
@@ -350,7 +353,7 @@ def describe(cache: FeatureCache, heads: int, epochs: int) -> str:
     """What is about to be built, and what it brings, in one line."""
     place = "in memory" if cache.folder is None else f"in {cache.folder}"
     views = "" if cache.views == 1 else f" x {cache.views} views"
-    todo = sum(cache._rows(shard) for _, shard in cache.missing())
+    todo = sum(cache.rows(shard) for _, shard in cache.missing())
     per_epoch, total = expected_gain(cache.contents, heads), cache.images * cache.views
     # Epochs in units of one without a cache; a build costs one, less the heads.
     share = 1 / per_epoch

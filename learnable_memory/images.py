@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,27 +74,69 @@ class EncodedImages:
         return _decode(io.BytesIO(self.column[row].as_py()))
 
 
-class ImageFiles:
-    """Images on disk, under a root that may lie elsewhere on another machine."""
+class TableImages:
+    """A column of images in a `datasets.Dataset`, which stays on disk: each is encoded bytes, or the path of a file.
 
-    def __init__(self, paths: Sequence[Path], root: Path) -> None:
-        self.paths, self.root = list(paths), root
+    Args:
+        table: of which only `column` is looked at; structs of bytes and path, or bytes alone, not decoded.
+        name: what to call the table in errors.
+    """
+
+    def __init__(self, table: Any, column: str, name: str) -> None:
+        self.table, self.column, self.name = table.select_columns([column]), column, name
+        self.version = table._fingerprint  # of the files that it was made from
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.table)
 
     def stamp(self, row: int) -> bytes:
-        status = self.paths[row].stat()
+        return f"{self.version} {row}".encode()
+
+    def identity(self, row: int) -> str:
+        return str(row)
+
+    def describe(self, row: int) -> str:
+        return f"row {row} of {self.name}"
+
+    def read(self, row: int) -> Image.Image:
+        stored = self.table[row][self.column]
+        if isinstance(stored, dict):
+            stored = stored["bytes"] if stored["bytes"] is not None else stored["path"]
+        if stored is None:
+            raise ValueError("the row is empty")
+        return _decode(Path(stored) if isinstance(stored, str) else io.BytesIO(stored))
+
+
+class ImageFiles:
+    """Images on disk, under a root that may lie elsewhere on another machine.
+
+    Args:
+        root: the folder that all of them lie in.
+        names: POSIX paths relative to it.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        # One block of bytes: millions of small objects would be copied into each worker as it touches them.
+        self.root, self._names = root, np.array([os.fsencode(name) for name in names], dtype=bytes)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def path(self, row: int) -> Path:
+        return self.root / self.identity(row)
+
+    def stamp(self, row: int) -> bytes:
+        status = self.path(row).stat()
         return f"{status.st_size} {status.st_mtime_ns}".encode()
 
     def identity(self, row: int) -> str:
-        return self.paths[row].relative_to(self.root).as_posix()
+        return os.fsdecode(self._names[row])
 
     def describe(self, row: int) -> str:
-        return str(self.paths[row])
+        return str(self.path(row))
 
     def read(self, row: int) -> Image.Image:
-        return _decode(self.paths[row])
+        return _decode(self.path(row))
 
 
 def _decode(file: Path | io.BytesIO) -> Image.Image:
@@ -118,7 +161,7 @@ class ImageSet(Dataset):
     def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray | None = None) -> None:
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images but {len(labels)} labels")
-        self._images = images
+        self.images = images
         self._all_labels = np.asarray(labels, dtype=np.int64)
         self.indices = np.arange(len(labels)) if indices is None else np.asarray(indices, dtype=np.int64)
 
@@ -138,7 +181,7 @@ class ImageSet(Dataset):
         """16 hex characters over which images belong to the split, in which order, and their labels."""
         digest = hashlib.sha256()
         for row, label in zip(self.indices, self.labels, strict=True):
-            digest.update(f"{self._images.identity(int(row))}\0{label}\0".encode())
+            digest.update(f"{self.images.identity(int(row))}\0{label}\0".encode())
         return digest.hexdigest()[:16]
 
     @property
@@ -146,7 +189,7 @@ class ImageSet(Dataset):
         """16 hex characters that also change when an image does (a file: its size or time of change)."""
         digest = hashlib.sha256(self.hash.encode())
         for row in self.indices:
-            digest.update(hashlib.sha256(self._images.stamp(int(row))).digest())
+            digest.update(hashlib.sha256(self.images.stamp(int(row))).digest())
         return digest.hexdigest()[:16]
 
     def image(self, index: int) -> Image.Image:
@@ -157,27 +200,36 @@ class ImageSet(Dataset):
         """
         row = int(self.indices[index])
         try:
-            return self._images.read(row)
+            return self.images.read(row)
+        except Image.DecompressionBombError as error:
+            raise ValueError(
+                f"the image {self.images.describe(row)} is too large to be decoded ({error}): the limit is twice "
+                "PIL's Image.MAX_IMAGE_PIXELS; make it smaller or remove it"
+            ) from error
         except Exception as error:  # PIL's decoders raise anything from SyntaxError to struct.error
             raise ValueError(
-                f"cannot read the image {self._images.describe(row)} ({type(error).__name__}: {error}); "
+                f"cannot read the image {self.images.describe(row)} ({type(error).__name__}: {error}); "
                 "repair it or remove it"
             ) from error
 
+    def identity(self, index: int) -> str:
+        """What an image is called on every machine: its file relative to the data set's folder, or its row."""
+        return self.images.identity(int(self.indices[index]))
+
     def describe(self, index: int) -> str:
         """The file of an image, or its row: what to call it in an error."""
-        return self._images.describe(int(self.indices[index]))
+        return self.images.describe(int(self.indices[index]))
 
     def subset(self, indices: np.ndarray | Sequence[int]) -> "ImageSet":
         """The images at these positions of this set, in this order; nothing is copied."""
-        return ImageSet(self._images, self._all_labels, self.indices[np.asarray(indices, dtype=np.int64)])
+        return ImageSet(self.images, self._all_labels, self.indices[np.asarray(indices, dtype=np.int64)])
 
     def relabel(self, classes: Sequence[int]) -> "ImageSet":
         """The images of these classes only; the class `classes[k]` becomes k."""
         new_labels = np.full(max(self._all_labels.max(initial=0), *classes) + 1, -1)
         new_labels[list(classes)] = np.arange(len(classes))
         kept = np.flatnonzero(new_labels[self.labels] >= 0)
-        return ImageSet(self._images, new_labels[self._all_labels], self.indices[kept])
+        return ImageSet(self.images, new_labels[self._all_labels], self.indices[kept])
 
 
 def split_off(image_set: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:

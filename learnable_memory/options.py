@@ -84,7 +84,8 @@ def option(
     Args:
         default: the value when the flag is not given; left out, the flag is required.
         help: the meaning, for `--help`.
-        flags: how it is written, `("-e", "--epochs")`; empty means `--NAME_OF_THE_FIELD`.
+        flags: how it is written, `("-e", "--epochs")`; empty means `--NAME_OF_THE_FIELD`. One word without dashes,
+            `("NAME",)`, is a required single value that is given without a flag.
         group: the heading under which `--help` lists it.
         choices: the legal names, for a closed list.
         legal: the legal values otherwise. None (for `int | None`) is always legal, and of a tuple each item is checked.
@@ -125,6 +126,10 @@ def field_types(cls: type) -> dict[str, FieldType]:
 
 def field_flags(field: dataclasses.Field) -> tuple[str, ...]:
     return field.metadata["flags"] or (f"--{field.name}",)
+
+
+def is_positional(field: dataclasses.Field) -> bool:
+    return not field_flags(field)[0].startswith("-")
 
 
 def long_flag(field: dataclasses.Field) -> str:
@@ -203,13 +208,16 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         keywords = _argument(field, kinds[field.name])
-        action = groups[heading].add_argument(*field_flags(field), dest=field.name, **keywords)
+        spelled = () if is_positional(field) else field_flags(field)
+        action = groups[heading].add_argument(*spelled, dest=field.name, **keywords)
         # Set afterwards: BooleanOptionalAction appends a default of its own in some versions of Python.
         action.help = _help_text(field)
 
 
 def _argument(field: dataclasses.Field, kind: FieldType) -> dict[str, Any]:
     """The keywords of `add_argument`. A flag not given stores nothing: only the dataclass knows defaults."""
+    if is_positional(field):
+        return {"type": kind.item, "metavar": field_flags(field)[0]}
     common = {"default": argparse.SUPPRESS, "required": field.default is REQUIRED}
     if kind.item is bool:
         return common | {"action": argparse.BooleanOptionalAction if field.default else "store_true"}

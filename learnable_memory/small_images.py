@@ -18,7 +18,8 @@ import torch
 
 from learnable_memory.images import ArrayImages, EncodedImages, ImageSet
 from learnable_memory.loading import Key, view_seed
-from learnable_memory.transforms import BATCH_VIEWS, Preprocessing, to_rgb
+from learnable_memory.rgb import to_rgb
+from learnable_memory.transforms import BATCH_VIEWS, Preprocessing
 
 LONGEST_SIDE = 64  # pixels; an image is at most 12 kB then
 MOST_BYTES = 2**31  # decoded; CIFAR takes a tenth of this
@@ -38,7 +39,7 @@ def fits(image_set: ImageSet, views: str | None) -> bool:
     """
     if not (views is None or views in BATCH_VIEWS) or not len(image_set):
         return False
-    images = image_set._images
+    images = image_set.images
     if isinstance(images, ArrayImages):
         height, width = images.pixels.shape[1:3]
     elif isinstance(images, EncodedImages):

@@ -25,7 +25,8 @@ from learnable_memory.checkpoint import (
     set_random_state,
     stopping_on_signals,
 )  # fmt: skip
-from learnable_memory.evaluate import Score, evaluate
+from learnable_memory.evaluate import Score, evaluate, is_shared
+from learnable_memory.headlog import HeadLog
 from learnable_memory.meter import Meter
 from learnable_memory.optim import HeadOptimizer, Recipe
 from learnable_memory.runlog import RunLog
@@ -164,7 +165,7 @@ def train(
     saver = _Saver(run, checkpoint, log, accelerator)
     saver.resume()
 
-    writer, meter = _Writer(log, heads), Meter(steps, run.step, next(model.parameters()).device)
+    writer, meter = HeadLog(log, heads), Meter(steps, run.step, next(model.parameters()).device)
     total = _images(train_loader, steps)
     # Contexts, so that an error has its line for itself, and signals are what they were.
     with (
@@ -180,15 +181,26 @@ def train(
             if stop and not saver.shares:  # it came too late for the selection; several processes agree in a step
                 saver.interrupt(stop)
     logger.info("%d steps, %.0f %% of the time waiting for data", run.step, 100 * meter.waited_share)
-    for name, best in run.best.items():
-        if best.tensors:
-            model.heads[name].load_state_dict(best.tensors)
+    return _leave_best(model, run.best)
+
+
+def finished_training(model, checkpoint: Checkpoint) -> dict[str, Best]:
+    """What `train` returned when it came to its end, and the heads as it left them, from its last checkpoint."""
+    heads = checkpoint.load()["run"]["heads"]
+    return _leave_best(model, {name: Best.from_state_dict(head["best"]) for name, head in heads.items()})
+
+
+def _leave_best(model, best: dict[str, Best]) -> dict[str, Best]:
+    """Put each head where it was after its best epoch."""
+    for name, epoch in best.items():
+        if epoch.tensors:
+            model.heads[name].load_state_dict(epoch.tensors)
     model.eval()
-    return run.best
+    return best
 
 
 def train_epoch(
-    run: Run, loader: DataLoader, writer: "_Writer", meter: Meter, bar: tqdm, saver: "_Saver", stop: StopRequest,
+    run: Run, loader: DataLoader, writer: HeadLog, meter: Meter, bar: tqdm, saver: "_Saver", stop: StopRequest,
     accelerator: "Accelerator | None",
 ) -> None:  # fmt: skip
     """From where the run is to the end of its epoch, or of its steps."""
@@ -219,7 +231,7 @@ def train_epoch(
 
 
 def choose_epoch(
-    run: Run, loader: DataLoader, writer: "_Writer", bar: tqdm, saver: "_Saver", stop: StopRequest,
+    run: Run, loader: DataLoader, writer: HeadLog, bar: tqdm, saver: "_Saver", stop: StopRequest,
     accelerator: "Accelerator | None",
 ) -> None:  # fmt: skip
     """Score the epoch on the selection split, which is seen by nobody else, and draws no random number."""
@@ -263,7 +275,7 @@ def train_step(
         losses, images = torch.stack([outputs[name].loss for name in optimizers]), len(labels)
         losses.sum().backward()  # each head gets the gradient of its own loss: no other depends on its parameters
     losses, stop = losses.detach(), bool(stop)
-    if accelerator is not None and accelerator.num_processes > 1:
+    if is_shared(accelerator):
         losses, stop = average_over_processes(accelerator, optimizers, losses, images, stop)
     norms = torch.stack([optimizer.clip() for optimizer in optimizers.values()])
     # The device is waited for once in a step, not once for each head.
@@ -325,7 +337,7 @@ class _Saver:
     ) -> None:
         self.run, self.checkpoint, self.log = run, checkpoint, log
         self.writes = accelerator is None or accelerator.is_main_process
-        self.shares = accelerator is not None and accelerator.num_processes > 1
+        self.shares = is_shared(accelerator)
         self.identity = run.identity()  # now, before any head diverges
 
     def resume(self) -> None:
@@ -393,17 +405,3 @@ def _common_steps(heads: Sequence[str], recipes: Mapping[str, Recipe], per_epoch
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"Heads that are trained in one pass need the same number of steps, above 0; got {lengths}.")
     return lengths.pop()
-
-
-class _Writer:
-    """Metric rows; with several heads in one log, keys end in the head's name."""
-
-    def __init__(self, log: RunLog | None, heads: Sequence[str]) -> None:
-        self.log, self.suffixes = log, {name: f"/{name}" if len(heads) > 1 else "" for name in heads}
-
-    def write(
-        self, rows: Mapping[str, Mapping[str, float]], step: int, epoch: int, common: Mapping[str, float] | None = None
-    ) -> None:
-        if self.log is not None:
-            merged = {f"{key}{self.suffixes[name]}": value for name, row in rows.items() for key, value in row.items()}
-            self.log.metrics({**merged, **(common or {})}, step=step, epoch=epoch)

@@ -7,13 +7,14 @@ saved with every head, and two heads share a forward pass only if their hashes a
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 from torchvision.transforms import v2
+
+from learnable_memory.rgb import to_rgb
 
 INTERPOLATION = {
     # Pillow's nearest takes the pixel under the centre, which torchvision calls "exact"; so does HuggingFace.
@@ -124,6 +125,14 @@ class Preprocessing:
             resize=resize,
         )
 
+    def at(self, size: int) -> "Preprocessing":
+        """The same for images of size x size pixels: what is cut away stays the same share of the image."""
+        if len(self.resize) == 1:
+            resize = (round(self.resize[0] * size / min(self.height, self.width)),)
+        else:
+            resize = round(self.resize[0] * size / self.height), round(self.resize[1] * size / self.width)
+        return replace(self, height=size, width=size, resize=resize)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, and the exact input of `from_dict`."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -142,6 +151,14 @@ class Preprocessing:
                 f"missing: {sorted(names - values.keys())}, unknown: {sorted(values.keys() - names)}"
             )
         return cls(**values)
+
+    @property
+    def words(self) -> str:
+        """In words, for people: what is done to an image, in order."""
+        sides = f"{self.resize[0]}x{self.resize[1]}" if len(self.resize) == 2 else f"shorter side {self.resize[0]}"
+        cut = "" if self.resize == (self.height, self.width) else f", centre {self.height}x{self.width}"
+        numbers = [" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
+        return f"resized to {sides} ({self.resample}){cut}, mean {numbers[0]}, std {numbers[1]}"
 
     @property
     def hash(self) -> str:
@@ -264,49 +281,6 @@ class BatchTransform:
         images = torch.stack([pixels, pixels.flip(-1)]) if self._flips else pixels[None]
         windows = images.unfold(3, self._size[0], 1).unfold(4, self._size[1], 1)  # [1 or 2, B, 3, tops, lefts, h, w]
         return windows[mirrored, torch.arange(len(pixels), device=pixels.device), :, top, left]  # [B, 3, h, w]
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as mode "RGB", upright as its EXIF orientation says, transparency on white.
-
-    16-bit grey is scaled to 8 bits, not cut off. Mode "I" is read as 16 bits (this is how Pillow gives PGM and older
-    16-bit PNG files), mode "F" as 0..255 (Pillow's own convention).
-
-    Raises:
-        ValueError: the values of a mode "I" or "F" image fit neither, so that its white is unknown.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith(("I", "F")):
-        return _deep_grey_to_8_bits(image).convert("RGB")
-    if image.mode == "LAB":
-        # Older Pillow has no conversion for it.
-        lab_to_rgb = ImageCms.buildTransform(
-            ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
-        )
-        return ImageCms.applyTransform(image, lab_to_rgb)
-    if image.mode == "La":
-        image = image.convert("LA")  # the only way out of premultiplied grey
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _deep_grey_to_8_bits(image: Image.Image) -> Image.Image:
-    """Modes "I;16", "I;16B", .., "I" and "F" -> mode "L"."""
-    values = np.asarray(image).astype(np.float64)  # [H, W]
-    low, high = values.min(), values.max()
-    white = 255.0 if image.mode == "F" else 65535.0
-    # Floats within 0..1 most likely mean 1 for white, but a very dark image looks the same: not ours to guess.
-    unclear = image.mode == "F" and 0 < high <= 1
-    if unclear or not (low >= 0 and high <= white):
-        raise ValueError(
-            f"an image of mode {image.mode!r} holds values from {low:g} to {high:g}, expected 0 to {white:g}: "
-            "save it with 8 or 16 bits"
-        )
-    return Image.fromarray(np.round(values * (255.0 / white)).astype(np.uint8))
 
 
 def _to_pixels(image: Image.Image) -> torch.Tensor:

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from transformers import ViTImageProcessor
+from transformers import ViTConfig, ViTImageProcessor
 
-from learnable_memory.bases import SHIPPED_BASE, find_base, load_processor
+from learnable_memory.bases import SHIPPED_BASE, find_base, is_stock, preprocessing_of
 from learnable_memory.config import DEFAULT_BASE
 from learnable_memory.transforms import Preprocessing
 
@@ -143,7 +143,7 @@ def test_a_repository_without_weights(tmp_path: Path, monkeypatch: pytest.Monkey
 def check_message(caught: pytest.ExceptionInfo, name: str, cache: Path) -> None:
     message = str(caught.value)
     assert "\n" not in message
-    assert f"'{name}' is neither a folder, nor in the cache {cache}, nor reachable" in message
+    assert f"'{name}' is neither a folder nor a file, nor in the cache {cache}, nor reachable" in message
     assert message.endswith("--base_model models/base-tiny")
 
 
@@ -171,19 +171,55 @@ def test_long_errors_of_the_hub_are_cut_to_one_line(tmp_path: Path, monkeypatch:
     check_message(caught, "someone/vit", tmp_path)
 
 
-# ----------------------------------------------------------------------------------------------------------- processor
-def test_processor_of_a_folder(tmp_path: Path) -> None:
+# ------------------------------------------------------------------------------------------------------ preprocessing
+def stock_folder(path: Path, **changes: object) -> Path:
+    ViTConfig(**{"image_size": 48, "patch_size": 16, **changes}).save_pretrained(path)
+    return path
+
+
+def test_the_processor_of_a_folder_decides(tmp_path: Path) -> None:
     saved = ViTImageProcessor(size=48, image_mean=[0.1, 0.2, 0.3], resample=3)
-    saved.save_pretrained(tmp_path)
-    loaded = load_processor(tmp_path)
-    assert Preprocessing.from_processor(loaded) == Preprocessing.from_processor(saved)
-    assert Preprocessing.from_processor(loaded).mean == (0.1, 0.2, 0.3)
+    saved.save_pretrained(stock_folder(tmp_path))
+    assert preprocessing_of(tmp_path) == Preprocessing.from_processor(saved)
+    assert preprocessing_of(tmp_path).mean == (0.1, 0.2, 0.3)
 
 
-def test_folder_without_processor(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config.json; add the one") as caught:
-        load_processor(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+@pytest.mark.parametrize("size", [96, [32, 64]])
+def test_a_vit_without_processor_gets_that_of_googles_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: object
+) -> None:
+    height, width = (size, size) if isinstance(size, int) else size
+    found = preprocessing_of(stock_folder(tmp_path, image_size=size))
+    assert found == Preprocessing(height, width, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert "has no preprocessor_config.json; pixels are made as is usual for ViT: resized to " in caplog.text
+    assert f"{height}x{width} (bilinear), mean 0.5 0.5 0.5, std 0.5 0.5 0.5." in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------------- kinds
+def test_a_checkpoint_file_is_itself(tmp_path: Path) -> None:
+    (tmp_path / "ViT-B_16.npz").write_bytes(b"")
+    assert find_base(str(tmp_path / "ViT-B_16.npz"), download=False) == tmp_path / "ViT-B_16.npz"
+    assert not is_stock(tmp_path / "ViT-B_16.npz")
+
+
+@pytest.mark.parametrize(("config", "stock"), [('{"model_type": "vit"}', True), ('{"model_type": "deit"}', False)])
+def test_the_config_says_what_is_stock(tmp_path: Path, config: str, stock: bool) -> None:
+    (tmp_path / "config.json").write_text(config)
+    assert is_stock(tmp_path) is stock
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config.json is damaged \(.*\): replace it") as caught:
+        is_stock(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_cached_timm_model_needs_no_processor(tmp_path: Path) -> None:
+    snapshot = write_cache(tmp_path, "timm/vit", {"config.json": '{"architecture": "vit"}', "model.safetensors": ""})
+    assert find_base("timm/vit", tmp_path) == snapshot
 
 
 def test_the_base_that_ships_is_found_from_any_folder(tmp_path, monkeypatch):

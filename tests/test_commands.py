@@ -426,7 +426,7 @@ def test_a_head_that_does_not_say_its_data(trained, tmp_path, capsys):
     [
         (
             ["vit_train.py", "-d", "Digits"],
-            "the base model 'google/vit-base-patch32-224-in21k' is neither a folder, nor in the cache",
+            "the base model 'google/vit-base-patch32-224-in21k' is neither a folder nor a file, nor in the cache",
         ),
         (["vit_validation.py", "-m", "Digits"], "No head file for Digits in models (looked for"),
     ],

@@ -1,13 +1,10 @@
 """Data sets by name, read from tiny files in their exact on-disk formats."""
 
-import gzip
-import hashlib
 import io
 import json
-import logging
 import pickle
-import socket
-import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
@@ -18,14 +15,54 @@ import pytest
 import torchvision
 from PIL import Image
 
+from file_server import md5, serving, tar
 from learnable_memory.data import ImageSet, data_set_names, load_data_set
 from learnable_memory.loading import make_loader
 from learnable_memory.transforms import Preprocessing
 
 REAL_CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar100"
 PREPROCESSING = Preprocessing(16, 16, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-NAMES = [f"class{label:03d}" for label in range(100)]
-TRAIN_LABELS, TEST_LABELS = np.tile(np.arange(100), 3), np.arange(100)[::-1]
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """How CIFAR-10 and CIFAR-100 differ on disk, and what the tests put into them: 300 and 100 images."""
+
+    classes: int
+    folder: str
+    archive: str
+    train_files: tuple[str, ...]
+    test_file: str
+    meta_file: str
+    labels_key: str
+    names_key: str
+    hub_folder: str
+    hub_column: str
+
+    @property
+    def names(self) -> list[str]:
+        return [f"class{label:03d}" for label in range(self.classes)]
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        return np.tile(np.arange(self.classes), 300 // self.classes)
+
+    @property
+    def test_labels(self) -> np.ndarray:
+        return np.tile(np.arange(self.classes)[::-1], 100 // self.classes)
+
+
+CIFARS = {
+    "CIFAR10": Cifar(
+        10, "cifar-10-batches-py", "cifar-10-python.tar.gz", tuple(f"data_batch_{n}" for n in range(1, 6)),
+        "test_batch", "batches.meta", "labels", "label_names", "cifar10", "label",
+    ),
+    "CIFAR100": Cifar(
+        100, "cifar-100-python", "cifar-100-python.tar.gz", ("train",),
+        "test", "meta", "fine_labels", "fine_label_names", "cifar100", "fine_label",
+    ),
+}  # fmt: skip
+NAMES, TEST_LABELS = CIFARS["CIFAR100"].names, CIFARS["CIFAR100"].test_labels
 
 
 def pixels_of(labels: np.ndarray, size: int = 32) -> np.ndarray:
@@ -42,109 +79,119 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 # --------------------------------------------------------------------------------------------------- files, as on disk
-def write_torchvision_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The three pickles of the Python version of CIFAR-100; torchvision gets their checksums in place of its own."""
-    folder = root / "datasets" / "cifar-100-python"
+def write_torchvision_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The pickles of the Python version of CIFAR; torchvision gets their checksums in place of its own."""
+    cifar = CIFARS[name]
+    folder = root / "datasets" / cifar.folder
     folder.mkdir(parents=True)
-    checksums = {}
 
-    def dump(name: str, content: dict) -> None:
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-        checksums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    def dump(file: str, content: dict) -> list[str]:
+        (folder / file).write_bytes(pickle.dumps(content, protocol=2))
+        return [file, md5((folder / file).read_bytes())]
 
-    for name, labels in (("train", TRAIN_LABELS), ("test", TEST_LABELS)):
-        rows = pixels_of(labels).transpose(0, 3, 1, 2).reshape(len(labels), 3072)
-        dump(name, {"data": rows, "fine_labels": labels.tolist(), "coarse_labels": (labels // 5).tolist()})
-    dump("meta", {"fine_label_names": NAMES, "coarse_label_names": []})
-    cifar = torchvision.datasets.CIFAR100
-    monkeypatch.setattr(cifar, "train_list", [["train", checksums["train"]]])
-    monkeypatch.setattr(cifar, "test_list", [["test", checksums["test"]]])
-    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": checksums["meta"]})
+    def batch(pixels: np.ndarray, labels: np.ndarray) -> dict:
+        rows = pixels.transpose(0, 3, 1, 2).reshape(len(labels), 3072)
+        return {"data": rows, cifar.labels_key: labels.tolist(), "coarse_labels": (labels // 5).tolist()}
 
-
-def write_parquet(file: Path, encoded: list[bytes | None], labels: np.ndarray, names: list[str] | None = NAMES) -> None:
-    """One file of the hub's CIFAR-100, class names in the metadata of the `datasets` library."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    features = {"img": {"_type": "Image"}, "fine_label": {"names": names, "_type": "ClassLabel"}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if names else None
-    schema = pa.schema(
-        {"img": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "fine_label": pa.int64()}, metadata=metadata
+    parts = zip(
+        np.split(pixels_of(cifar.train_labels), len(cifar.train_files)),
+        np.split(cifar.train_labels, len(cifar.train_files)),
+        strict=True,
     )
-    columns = {"img": [{"bytes": image, "path": None} for image in encoded], "fine_label": labels.astype(np.int64)}
-    pq.write_table(pa.table(columns, schema=schema), file)
-
-
-def write_parquet_cifar(root: Path, names: list[str] = NAMES) -> Path:
-    folder = root / "datasets" / "cifar100"
-    for split, labels in (("train", TRAIN_LABELS), ("test", TEST_LABELS)):
-        for part in (0, 1):  # two files each, as the hub cuts large ones
-            half = slice(part * len(labels) // 2, (part + 1) * len(labels) // 2)
-            encoded = [encode(image) for image in pixels_of(labels)[half]]
-            write_parquet(folder / f"{split}-0000{part}-of-00002.parquet", encoded, labels[half], names)
+    train = [dump(file, batch(*part)) for file, part in zip(cifar.train_files, parts, strict=True)]
+    test = [dump(cifar.test_file, batch(pixels_of(cifar.test_labels), cifar.test_labels))]
+    _, meta = dump(cifar.meta_file, {cifar.names_key: cifar.names, "coarse_label_names": []})
+    kind = getattr(torchvision.datasets, name)
+    monkeypatch.setattr(kind, "train_list", train)
+    monkeypatch.setattr(kind, "test_list", test)
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": meta})
     return folder
 
 
-def write_fashion(root: Path) -> Path:
-    """The four uncompressed idx files that torchvision leaves in FashionMNIST/raw; image i is filled with i."""
-    raw = root / "datasets" / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for split, count in (("train", 40), ("t10k", 20)):
-        images = np.arange(count, dtype=np.uint8)[:, None, None].repeat(28, 1).repeat(28, 2)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
-        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
-    return raw
+def write_parquet(
+    file: Path, encoded: list[bytes | None], labels: np.ndarray, names: list[str] | None, column: str
+) -> None:
+    """One file of the hub's CIFAR, class names in the metadata of the `datasets` library."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    features = {"img": {"_type": "Image"}, column: {"names": names, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if names else None
+    schema = pa.schema(
+        {"img": pa.struct({"bytes": pa.binary(), "path": pa.string()}), column: pa.int64()}, metadata=metadata
+    )
+    columns = {"img": [{"bytes": image, "path": None} for image in encoded], column: labels.astype(np.int64)}
+    pq.write_table(pa.table(columns, schema=schema), file)
 
 
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise URLError("no network in tests")
+def write_parquet_cifar(root: Path, name: str = "CIFAR100") -> Path:
+    cifar = CIFARS[name]
+    folder = root / "datasets" / cifar.hub_folder
+    for split, labels in (("train", cifar.train_labels), ("test", cifar.test_labels)):
+        for part in (0, 1):  # two files each, as the hub cuts large ones
+            half = slice(part * len(labels) // 2, (part + 1) * len(labels) // 2)
+            encoded = [encode(image) for image in pixels_of(labels)[half]]
+            file = folder / f"{split}-0000{part}-of-00002.parquet"
+            write_parquet(file, encoded, labels[half], cifar.names, cifar.hub_column)
+    return folder
 
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+# --------------------------------------------------------------------------------------------------------------- CIFAR
+@pytest.fixture(params=CIFARS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-# ----------------------------------------------------------------------------------------------------------- CIFAR-100
 @pytest.fixture(params=["torchvision", "parquet"])
-def cifar_directory(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    if request.param == "torchvision":
-        write_torchvision_cifar(tmp_path, monkeypatch)
-    else:
-        write_parquet_cifar(tmp_path)
-    return tmp_path
+def write_cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    def write(name: str) -> Path:
+        if request.param == "torchvision":
+            write_torchvision_cifar(tmp_path, name, monkeypatch)
+        else:
+            write_parquet_cifar(tmp_path, name)
+        return tmp_path
+
+    return write
 
 
 def first_pixels(images: ImageSet) -> list[tuple[int, int, int]]:
     return [images.image(index).getpixel((0, 0)) for index in range(len(images))]
 
 
-def test_cifar100_from_files(cifar_directory: Path) -> None:
-    data = load_data_set("CIFAR100", cifar_directory, download=False)
-    assert data.labels == NAMES
+def test_cifar_from_files(write_cifar: Callable, name: str) -> None:
+    cifar = CIFARS[name]
+    data = load_data_set(name, write_cifar(name), download=False)
+    assert data.labels == cifar.names
     assert data.views == "crop_flip"
-    assert data.eval.labels.tolist() == TEST_LABELS.tolist()
+    assert data.eval.labels.tolist() == cifar.test_labels.tolist()
     assert data.eval.labels.dtype == np.int64
-    assert first_pixels(data.eval) == [(label, row, 0) for row, label in enumerate(TEST_LABELS)]
+    assert first_pixels(data.eval) == [(label, row, 0) for row, label in enumerate(cifar.test_labels)]
     rows = np.concatenate([data.train.indices, data.select.indices])
     assert sorted(rows) == list(range(300))
     for images in (data.train, data.select):
-        assert images.labels.tolist() == TRAIN_LABELS[images.indices].tolist()
-        expected = [(TRAIN_LABELS[row], row % 256, 0) for row in images.indices]
+        assert images.labels.tolist() == cifar.train_labels[images.indices].tolist()
+        expected = [(cifar.train_labels[row], row % 256, 0) for row in images.indices]
         assert first_pixels(images) == expected
     assert data.eval.image(3).mode == "RGB" and data.eval.image(3).size == (32, 32)
-    assert np.array_equal(np.array(data.eval.image(3)), pixels_of(TEST_LABELS)[3])
+    assert np.array_equal(np.array(data.eval.image(3)), pixels_of(cifar.test_labels)[3])
 
 
-def test_both_kinds_of_files_are_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_torchvision_cifar(tmp_path / "a", monkeypatch)
-    write_parquet_cifar(tmp_path / "b")
-    one, two = (load_data_set("CIFAR100", tmp_path / name, download=False).record() for name in "ab")
-    assert (one.pop("source"), two.pop("source")) == ("torchvision: cifar-100-python", "parquet: cifar100")
+def test_both_kinds_of_files_are_the_same_data(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_torchvision_cifar(tmp_path / "a", name, monkeypatch)
+    tables = write_parquet_cifar(tmp_path / "b", name)
+    one, two = (load_data_set(name, tmp_path / root, download=False).record() for root in "ab")
+    assert (one.pop("source"), two.pop("source")) == (f"torchvision: {folder.name}", f"parquet: {tables.name}")
     assert one == two
 
 
-def test_new20_is_every_fifth_class_relabelled(cifar_directory: Path) -> None:
-    data = load_data_set("CIFAR100-new20", cifar_directory, download=False)
+def test_where_both_kinds_are_there_torchvisions_are_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_torchvision_cifar(tmp_path, name, monkeypatch)
+    write_parquet_cifar(tmp_path, name)
+    assert load_data_set(name, tmp_path).source == f"torchvision: {folder.name}"
+
+
+def test_new20_is_every_fifth_class_relabelled(write_cifar: Callable) -> None:
+    data = load_data_set("CIFAR100-new20", write_cifar("CIFAR100"), download=False)
     assert data.labels == [NAMES[label] for label in range(4, 100, 5)]
     assert (len(data.train) + len(data.select), len(data.eval)) == (60, 20)
     for images in (data.train, data.select, data.eval):
@@ -153,50 +200,56 @@ def test_new20_is_every_fifth_class_relabelled(cifar_directory: Path) -> None:
         assert set(images.labels) == set(range(20))
 
 
-def test_damaged_torchvision_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_torchvision_cifar(tmp_path, monkeypatch)
-    with (tmp_path / "datasets" / "cifar-100-python" / "test").open("ab") as file:
+def test_a_pickle_with_another_checksum_is_never_loaded(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_torchvision_cifar(tmp_path, name, monkeypatch)
+    with (folder / CIFARS[name].test_file).open("ab") as file:
         file.write(b"x")
-    with pytest.raises(ValueError, match=r"cannot read .*cifar-100-python \(.*corrupted.*\); delete it or replace it"):
-        load_data_set("CIFAR100", tmp_path)
+    monkeypatch.setattr(pickle, "load", lambda *args, **kwargs: pytest.fail("a pickle was loaded"))
+    message = rf"cannot read .*{folder.name} \(.*corrupted.*\); delete it or replace it"
+    with pytest.raises(ValueError, match=message):
+        load_data_set(name, tmp_path)
 
 
-def test_missing_cifar_without_download(tmp_path: Path) -> None:
+def test_missing_cifar_without_download(tmp_path: Path, name: str) -> None:
+    expected = f"{CIFARS[name].folder}/ or {CIFARS[name].hub_folder}/{{train,test}}-*.parquet"
     with pytest.raises(FileNotFoundError) as caught:
-        load_data_set("CIFAR100", tmp_path, download=False)
+        load_data_set(name, tmp_path, download=False)
     assert str(caught.value) == (
-        f"CIFAR100: no cifar-100-python/ or cifar100/{{train,test}}-*.parquet in {tmp_path / 'datasets'}, "
-        "and downloading is off; put the files there"
+        f"{name}: no {expected} in {tmp_path / 'datasets'}, and downloading is off; put the files there"
     )
 
 
-@pytest.mark.usefixtures("no_network")
-def test_missing_cifar_without_network(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"downloading failed .URLError: .*no network in tests") as caught:
-        load_data_set("CIFAR100", tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_downloading_has_a_time_limit_and_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cifar_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = []
 
-    def notice(*args: object, **kwargs: object) -> None:
-        limits.append(socket.getdefaulttimeout())
+    def refuse(*args: object, timeout: float, **kwargs: object) -> None:
+        limits.append(timeout)
         raise URLError("no network in tests")
 
-    monkeypatch.setattr("urllib.request.urlopen", notice)
-    before = socket.getdefaulttimeout()
-    with pytest.raises(FileNotFoundError):
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(FileNotFoundError, match=r"downloading failed .*URLError: .*no network in tests") as caught:
         load_data_set("CIFAR100", tmp_path)
-    assert limits and all(0 < limit <= 60 for limit in limits)
-    assert socket.getdefaulttimeout() == before
+    assert "\n" not in str(caught.value)
+    assert len(limits) == 1 and 0 < limits[0] <= 60
 
 
-def test_missing_cifar_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        torchvision.datasets.CIFAR100, "download", lambda self: write_torchvision_cifar(tmp_path, monkeypatch)
-    )
-    assert load_data_set("CIFAR100", tmp_path).labels == NAMES
+def test_missing_cifar_is_downloaded(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_torchvision_cifar(tmp_path / "published", name, monkeypatch)
+    kind, cifar = getattr(torchvision.datasets, name), CIFARS[name]
+    assert kind.url.endswith(f"/{cifar.archive}")
+    with serving(monkeypatch) as server:
+        archive = tar({f"{folder.name}/{file.name}": file.read_bytes() for file in folder.iterdir()})
+        server.files[cifar.archive] = archive
+        monkeypatch.setattr(kind, "url", server.url(cifar.archive))
+        monkeypatch.setattr(kind, "tgz_md5", md5(archive))
+        data = load_data_set(name, tmp_path / "here")
+        again = load_data_set(name, tmp_path / "here")
+    assert data.source == f"torchvision: {folder.name}"
+    assert first_pixels(data.eval) == [(label, row, 0) for row, label in enumerate(cifar.test_labels)]
+    assert again.record() == data.record()
+    assert len(server.requests) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- parquet
@@ -216,7 +269,8 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
 def rewrite_test_split(folder: Path, **changes: object) -> None:
     for file in folder.glob("test-*"):
         file.unlink()
-    arguments = {"encoded": [encode(image) for image in pixels_of(TEST_LABELS)], "labels": TEST_LABELS} | changes
+    images = [encode(image) for image in pixels_of(TEST_LABELS)]
+    arguments = {"encoded": images, "labels": TEST_LABELS, "names": NAMES, "column": "fine_label"} | changes
     write_parquet(folder / "test-00000-of-00001.parquet", **arguments)
 
 
@@ -279,67 +333,14 @@ def test_digits_are_evaluated_on_the_same_images_whatever_the_seed(tmp_path: Pat
     assert one.select.hash != two.select.hash
 
 
-# ------------------------------------------------------------------------------------------------------- Fashion-MNIST
-def test_fashion_mnist_from_torchvision_files(tmp_path: Path) -> None:
-    write_fashion(tmp_path)
-    data = load_data_set("FashionMNIST", tmp_path, download=False)
-    assert data.source == "torchvision: FashionMNIST/raw"
-    assert (len(data.train), len(data.select), len(data.eval)) == (30, 10, 20)  # one of four is held out of each class
-    assert data.labels[9] == "Ankle boot"
-    assert data.views == "flip"
-    assert [image.getpixel((5, 5)) for image in map(data.eval.image, range(20))] == list(range(20))
-    assert data.eval.image(0).mode == "L"
-
-
-def check_committed_subset(directory: Path, download: bool, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="learnable_memory"):
-        data = load_data_set("FashionMNIST", directory, download=download)
-    assert "the committed subset in its place" in caplog.text
-    assert str(directory / "datasets") in caplog.text
-    assert data.record()["source"] == "committed subset: 6000 training and 2000 test images"
-
-
-def test_fashion_mnist_without_download_is_the_committed_subset(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    check_committed_subset(tmp_path, False, caplog)
-    assert "downloading is off" in caplog.text
-
-
-@pytest.mark.usefixtures("no_network")
-def test_fashion_mnist_without_network_is_the_committed_subset(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    check_committed_subset(tmp_path, True, caplog)
-    assert "no network in tests" in caplog.text
-
-
-def test_damaged_fashion_mnist_is_named(tmp_path: Path) -> None:
-    raw = write_fashion(tmp_path)
-    (raw / "t10k-images-idx3-ubyte").write_bytes(gzip.compress(b"still packed"))
-    with pytest.raises(ValueError, match=r"cannot read .*FashionMNIST/raw"):
-        load_data_set("FashionMNIST", tmp_path)
-
-
-def test_committed_subset_is_balanced_small_and_licensed(tmp_path: Path) -> None:
-    data = load_data_set("FashionMNIST", tmp_path, download=False)
-    counts = [np.bincount(images.labels).tolist() for images in (data.train, data.select, data.eval)]
-    assert counts == [[540] * 10, [60] * 10, [200] * 10]
-    assert data.labels == list(torchvision.datasets.FashionMNIST.classes)
-    assert all(data.eval.image(index).size == (28, 28) for index in range(0, 2000, 100))
-    from learnable_memory.sources.small import FASHION_SUBSET
-
-    assert sum(file.stat().st_size for file in FASHION_SUBSET.iterdir()) <= 4e6
-    assert "Zalando SE" in (FASHION_SUBSET / "LICENSE").read_text(encoding="utf-8")
-
-
 # ------------------------------------------------------------------------------------------------------ names, records
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("cifar100", "unknown data set 'cifar100', did you mean CIFAR100?"),
         ("FashonMNIST", "did you mean FashionMNIST?"),
-        ("zebra", "unknown data set 'zebra'; legal: CIFAR100, CIFAR100-new20, Digits, FashionMNIST, folder:PATH"),
+        ("zebra", "unknown data set 'zebra'; legal: CIFAR10, CIFAR100, "),
+        ("zebra", ", Sun, folder:PATH, hf:NAME[:CONFIG], parquet:PATH, vtab:NAME, fgvc:NAME"),
         ("folder", "unknown data set 'folder', did you mean folder:PATH?"),
         ("web:zebra", "unknown data set 'web:zebra'"),
         ("folder:", "folder: needs a name behind it, as in folder:PATH"),
@@ -353,7 +354,8 @@ def test_unknown_names(tmp_path: Path, name: str, message: str) -> None:
 
 
 def test_names_are_listed() -> None:
-    assert data_set_names() == ["CIFAR100", "CIFAR100-new20", "Digits", "FashionMNIST"]
+    published = "CIFAR10 CIFAR100 CUB Digits FashionMNIST Flowers ImageNet INaturalist MNIST Pets Places Sun"
+    assert set(data_set_names()) == {*published.split(), "CIFAR100-new20"}
 
 
 def test_record_is_json_and_tells_the_splits(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_another_image_changes_what_a_cache_is_of(tmp_path):
 
     path = tmp_path / "a.png"
     Image.fromarray(pixels[0]).save(path)
-    files = ImageSet(ImageFiles([path], tmp_path), np.zeros(1))
+    files = ImageSet(ImageFiles(tmp_path, [path.name]), np.zeros(1))
     seen, status = [files.content_hash], path.stat()
     assert files.content_hash == seen[0]
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))

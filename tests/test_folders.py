@@ -1,5 +1,6 @@
 """Data sets from a folder with one folder of images for each class."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from PIL import Image
 
 from learnable_memory.data import ImageSet, load_data_set
 from learnable_memory.loading import make_loader
+from learnable_memory.sources.folders import read_folder
+from learnable_memory.sources.found import Request
 from learnable_memory.transforms import Preprocessing
 
 PREPROCESSING = Preprocessing(16, 16, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -74,7 +77,11 @@ def test_folder_is_recorded_with_its_resolved_path(tmp_path: Path, monkeypatch: 
 def test_folder_takes_images_only_and_in_the_order_of_their_names(tmp_path: Path) -> None:
     write_classes(tmp_path, {"b": 12, "a": 12})
     (tmp_path / "a" / "notes.txt").write_text("no image")
-    (tmp_path / ".cache").mkdir()
+    (tmp_path / "a" / "._01.png").write_text("what macOS leaves")
+    write_classes(tmp_path / ".cache", {"c": 1})
+    write_classes(tmp_path / "b" / ".thumbnails", {"c": 1})
+    (tmp_path / "a" / "folder.png").mkdir()
+    (tmp_path / "cover.png").write_bytes(b"of no class")
     (tmp_path / "a" / "00.png").rename(tmp_path / "a" / "00.PNG")
     data = load_data_set(f"folder:{tmp_path}", tmp_path)
     everything = {
@@ -83,6 +90,66 @@ def test_folder_takes_images_only_and_in_the_order_of_their_names(tmp_path: Path
         for data_row, label, pixel in zip(images.indices, images.labels, first_pixels(images), strict=True)
     }
     assert everything == {row: divmod(row, 12) for row in range(24)}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_names_of_the_validation_folder(tmp_path: Path, name: str) -> None:
+    for brightness, split in enumerate(("train", name, "test")):
+        write_classes(tmp_path / split, CLASSES, brightness)
+    data = load_data_set(f"folder:{tmp_path}", tmp_path)
+    assert [{pixel[0] for pixel in first_pixels(split)} for split in (data.train, data.select, data.eval)] == [
+        {0}, {1}, {2},
+    ]  # fmt: skip
+    assert data.source == f"folder with train, {name}, test"
+
+
+def test_folders_within_a_class_belong_to_it(tmp_path: Path) -> None:
+    """Ordered by the whole path as text: "-" comes before "/", and "/" before letters."""
+    for name in ("ant/x/1.png", "ant/x-1/1.png", "ant/xy/deep/1.png", "ant/x.png", "ant-2/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(tmp_path / name)
+    found = read_folder(Request(tmp_path, str(tmp_path)))
+    assert found.labels == ["ant", "ant-2"]
+    names = [Path(found.train.describe(index)).relative_to(tmp_path).as_posix() for index in range(5)]
+    assert names == ["ant-2/1.png", "ant/x-1/1.png", "ant/x.png", "ant/x/1.png", "ant/xy/deep/1.png"]
+    assert found.train.labels.tolist() == [1, 0, 0, 0, 0]
+
+
+def test_links_to_folders_and_files_are_followed(tmp_path: Path) -> None:
+    elsewhere = write_classes(tmp_path / "elsewhere", CLASSES)
+    linked = tmp_path / "linked"
+    (linked / "bee" / "part").mkdir(parents=True)
+    (linked / "ant").symlink_to(elsewhere / "ant")
+    (linked / "bee" / "part" / "all").symlink_to(elsewhere / "bee")
+    (linked / "cow").mkdir()
+    for index in range(10):
+        (linked / "cow" / f"{index}.png").symlink_to(elsewhere / "cow" / f"{index:02d}.png")
+    found = read_folder(Request(tmp_path, str(linked)))
+    assert np.bincount(found.train.labels).tolist() == [20, 10, 10]
+    assert found.train.image(39).size == (8, 8)
+    assert found.train.describe(20) == str(linked / "bee" / "part" / "all" / "00.png")
+
+
+def test_link_in_a_circle_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    (tmp_path / "b" / "again").symlink_to(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"b/again links to a folder that it lies in; remove the link$"):
+        load_data_set(f"folder:{tmp_path}", tmp_path)
+
+
+def test_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = write_classes(tmp_path, {"a": 3, "b": 3}) / "b" / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="b/closed"):
+        load_data_set(f"folder:{tmp_path}", tmp_path)
 
 
 def spoil(path: Path) -> None:
@@ -135,9 +202,22 @@ def test_image_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
             "the classes in .*val and .*train differ: bee, cow, dog$",
         ),
         (
+            lambda root: (
+                write_classes(root / "train", {f"c{index:02d}": 1 for index in range(15)}),
+                write_classes(root / "val", {"c00": 1, "c14": 1}),
+            ),
+            ValueError,
+            "differ: c01, c02, c03, c04, c05, c06, c07, c08, c09, c10 and 3 more$",
+        ),
+        (
             lambda root: (write_classes(root / "train", CLASSES), (root / "test").mkdir()),
             ValueError,
             "test has no class folders",
+        ),
+        (
+            lambda root: [write_classes(root / split, CLASSES) for split in ("train", "val", "valid")],
+            ValueError,
+            "nowhere has val/ and valid/, which mean the same; keep one of them",
         ),
     ],
 )

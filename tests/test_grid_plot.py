@@ -19,19 +19,6 @@ from test_grid import outcome
 ORANGE, GREEN = plots.HEADS[:2]
 
 
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """The figures that are saved while the test runs."""
-    found, save = [], plots.save
-
-    def keep(figure, path):
-        found.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(plots, "save", keep)
-    return found
-
-
 def draw(outcomes: list[Outcome], path, drawn: list[Figure]) -> tuple[Axes, Axes, Axes]:
     """The panels of the evaluation and of the selection split, and what lies below them; drawn from JSON."""
     grid_accuracy(json.loads(json.dumps([outcome.row() for outcome in outcomes])), path / "grid.png", "Digits")

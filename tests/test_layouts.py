@@ -126,6 +126,18 @@ def test_extra_tokens_belong_to_the_fingerprint_and_the_image_size_does_not():
     assert MemoryCapableViT.from_tensors(model.config, changed).fingerprint != model.fingerprint
 
 
+def test_the_same_tensors_with_another_activation_are_another_base():
+    """Google's .npz files are for the tanh form of GELU; HuggingFace runs the same tensors with the exact one."""
+    tensors = model_with({}).state_dict()
+    exact, tanh, again = (
+        MemoryCapableViT.from_tensors(tiny_config(hidden_act=activation), tensors)
+        for activation in ("gelu", "gelu_pytorch_tanh", "gelu_pytorch_tanh")
+    )
+    assert exact.fingerprint != tanh.fingerprint == again.fingerprint
+    with torch.no_grad():
+        assert not torch.equal(exact(images())["base"].logits, tanh(images())["base"].logits)
+
+
 def test_tensors_of_a_stock_vit_are_the_stock_model():
     base = tiny_base()
     model = MemoryCapableViT.from_tensors(base.config, base.state_dict(), "here", attn_implementation="eager")

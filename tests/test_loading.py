@@ -137,7 +137,7 @@ def test_epoch_and_seed_change_views_and_order() -> None:
 def test_a_view_depends_on_its_index_and_not_on_its_place() -> None:
     """Shuffled or not, the same image gets the same view."""
     images = some_images(22)
-    images = ImageSet(images._images, np.arange(22))  # label = index
+    images = ImageSet(images.images, np.arange(22))  # label = index
     transform = PREPROCESSING.train_transform("resized_crop_flip")
     in_order, shuffled = (make_loader(images, transform, 22, shuffle=shuffle) for shuffle in (False, True))
     (expected, _), (views, order) = next(iter(in_order)), next(iter(shuffled))

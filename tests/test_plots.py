@@ -24,19 +24,6 @@ METRICS = [
 ]
 
 
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """The figures that are saved while the test runs."""
-    found, save = [], plots.save
-
-    def keep(figure, path):
-        found.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(plots, "save", keep)
-    return found
-
-
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 

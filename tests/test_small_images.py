@@ -307,7 +307,7 @@ def test_fits_asks_for_small_images(shape: tuple[int, ...], expected: bool) -> N
 
 def test_fits_asks_for_images_in_memory(tmp_path: Path) -> None:
     some_images().image(0).save(tmp_path / "one.png")
-    images = ImageSet(ImageFiles([tmp_path / "one.png"], tmp_path), np.zeros(1))
+    images = ImageSet(ImageFiles(tmp_path, ["one.png"]), np.zeros(1))
     assert fits(images, None) is False
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import BeitImageProcessor, CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
 
-from learnable_memory.transforms import VIEWS, Preprocessing, to_rgb
+from learnable_memory.rgb import to_rgb
+from learnable_memory.transforms import VIEWS, Preprocessing
 
 VIT = {"size": {"height": 16, "width": 16}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+ORIENTATION = 0x0112  # the EXIF tag
 SQUARE = Preprocessing(16, 16, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -273,7 +276,7 @@ def test_every_mode_becomes_rgb(image: Image.Image, expected: tuple[int, int, in
     converted = to_rgb(image)
     assert converted.mode == "RGB"
     assert converted.size == (4, 4)
-    assert set(converted.get_flattened_data()) == {expected}
+    assert (np.asarray(converted) == expected).all()
 
 
 @pytest.mark.parametrize(("lab", "expected"), [((255, 128, 128), WHITE), ((0, 128, 128), BLACK)])
@@ -307,19 +310,88 @@ def test_16_bit_grey_is_8_bit_grey_times_257(value: int) -> None:
     assert to_rgb(Image.new("I;16", (1, 1), value * 257)).getpixel((0, 0)) == (value, value, value)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (2, (7, 0)), (3, (7, 7)), (6, (7, 0)), (8, (0, 7))])
-def test_exif_orientation_is_applied(kind: str, mode: str, orientation: int, corner: tuple[int, int]) -> None:
-    """A white block in the stored upper left corner appears where the orientation puts it."""
-    image = Image.new(mode, (8, 8))
-    image.paste("white", (0, 0, 4, 4))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+def stored_and_read(image: Image.Image, kind: str, exif: bytes | Image.Exif) -> Image.Image:
     file = io.BytesIO()
     image.save(file, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     with Image.open(file) as stored:
         stored.load()
-    upright = to_rgb(stored)
-    white = [(x, y) for x in (0, 7) for y in (0, 7) if upright.getpixel((x, y))[0] > 128]
-    assert white == [corner]
+    return stored
+
+
+def white_corner(mode: str = "RGB") -> Image.Image:
+    """8x4 pixels, black but for the quarter in the upper left."""
+    image = Image.new(mode, (8, 4))
+    image.paste("white", (0, 0, 4, 2))
+    return image
+
+
+def where_white(image: Image.Image) -> list[str]:
+    sides = {
+        f"{vertical} {horizontal}": (x, y)
+        for vertical, y in (("top", 0), ("bottom", image.height - 1))
+        for horizontal, x in (("left", 0), ("right", image.width - 1))
+    }
+    return [side for side, corner in sides.items() if image.getpixel(corner)[0] > 128]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    ("orientation", "size", "corner"),
+    [
+        (1, (8, 4), "top left"),
+        (2, (8, 4), "top right"),
+        (3, (8, 4), "bottom right"),
+        (4, (8, 4), "bottom left"),
+        (5, (4, 8), "top left"),
+        (6, (4, 8), "top right"),
+        (7, (4, 8), "bottom right"),
+        (8, (4, 8), "bottom left"),
+    ],
+)
+def test_exif_orientation_is_applied_once(
+    kind: str, mode: str, orientation: int, size: tuple[int, int], corner: str
+) -> None:
+    """The stored upper left quarter appears where the orientation puts it, and stays there."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    upright = to_rgb(stored_and_read(white_corner(mode), kind, exif))
+    for image in (upright, to_rgb(upright)):
+        assert (image.size, where_white(image)) == (size, [corner])
+
+
+def exif_bytes(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """An EXIF block of (tag, type, count, four bytes of value), big-endian."""
+    rows = b"".join(struct.pack(">HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, len(entries)) + rows + b"\0\0\0\0"
+
+
+TURNED = (ORIENTATION, 3, 1, struct.pack(">HH", 6, 0))  # type 3: a number of 16 bits
+TEXT_FOR_A_NUMBER = (0x0128, 2, 2, b"x\0\0\0")  # ResolutionUnit, as text
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("exif", "size"),
+    [
+        (exif_bytes(TURNED), (4, 8)),
+        (exif_bytes(TURNED, TEXT_FOR_A_NUMBER), (4, 8)),
+        (exif_bytes((ORIENTATION, 3, 1, struct.pack(">HH", 9, 0))), (8, 4)),
+        (exif_bytes((ORIENTATION, 2, 2, b"6\0\0\0")), (8, 4)),
+        (b"Exif\0\0not EXIF at all", (8, 4)),
+    ],
+    ids=["whole", "another entry is damaged", "no such orientation", "an orientation in letters", "no EXIF"],
+)
+def test_damaged_exif_data_spoils_no_image(kind: str, exif: bytes, size: tuple[int, int]) -> None:
+    assert to_rgb(stored_and_read(white_corner(), kind, exif)).size == size
+
+
+def test_transparency_survives_being_turned() -> None:
+    stored = with_transparency(white_corner(), BLACK)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored.paste((1, 2, 3), (4, 0, 8, 4))
+    upright = to_rgb(stored_and_read(stored, "PNG", exif))
+    assert upright.getpixel((0, 0)) == WHITE  # black that cannot be seen, on white
+    assert upright.getpixel((0, 7)) == (1, 2, 3)
+    assert upright.mode == "RGB"

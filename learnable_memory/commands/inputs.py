@@ -1,13 +1,16 @@
-"""From a split of a data set to batches: decoded by workers, kept in memory, or kept as what the base makes of them."""
+"""From a data set's name to batches: decoded by workers, kept in memory, or kept as what the base makes of them."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
 
+from learnable_memory.broken import leave_out_broken
 from learnable_memory.config import RunOptions, TrainOptions
+from learnable_memory.data import DataSet, load_data_set
+from learnable_memory.evaluate import is_shared
 from learnable_memory.features import CachedLoader, FeatureCache, contents_of, describe
 from learnable_memory.images import ImageSet
 from learnable_memory.loading import EpochBatches, Key, make_loader
@@ -16,6 +19,25 @@ from learnable_memory.transforms import Preprocessing
 from vit import BaseTokens, MemoryCapableViT
 
 logger = logging.getLogger(__name__)
+
+
+def chosen_data(options: TrainOptions, select_seed: int | None) -> DataSet:
+    """The data set that the options name; `select_seed` draws its selection split, None: `--split_seed`."""
+    data = load_data_set(
+        options.dataset, options.directory, options.split_seed, not options.no_download, select_seed,
+        split=options.split, image_column=options.image_column, label_column=options.label_column,
+    )  # fmt: skip
+    return leave_out_broken(data, options.workers) if options.on_bad_image == "skip" else data
+
+
+def recorded_data(record: Mapping[str, Any], options: RunOptions) -> DataSet:
+    """The data set that a head file names, with the same splits; only `eval` is without its broken images."""
+    data = load_data_set(
+        record["name"], options.directory, record["split_seed"], not options.no_download, record.get("select_seed"),
+        split=record.get("split", "seeded"), image_column=record.get("image_column"),
+        label_column=record.get("label_column"),
+    )  # fmt: skip
+    return leave_out_broken(data, options.workers, ["eval"]) if record.get("left_out") is not None else data
 
 
 def image_loader(
@@ -42,8 +64,7 @@ def evaluation_loader(
     accelerator: Any = None,
 ) -> Iterable:
     """A whole split in order, in its evaluation view; of several processes, this one's part."""
-    batches = EpochBatches(len(image_set), options.batch_size, **_part(accelerator))
-    return image_loader(image_set, preprocessing, None, batches, options, device)
+    return image_loader(image_set, preprocessing, None, _in_order(image_set, options, accelerator), options, device)
 
 
 class TrainingInputs:
@@ -51,19 +72,19 @@ class TrainingInputs:
 
     Args:
         model: a MemoryCapableViT; with a cache its base is run here, before training.
-        views: the data set's kind of random views.
+        views: the data set's kind of random views; None if it has none.
         seed: of order and views.
         heads: how many will be trained, for what a cache is said to bring.
     """
 
     def __init__(
-        self, model: MemoryCapableViT, preprocessing: Preprocessing, views: str, options: TrainOptions, seed: int,
-        heads: int, accelerator: Any = None,
+        self, model: MemoryCapableViT, preprocessing: Preprocessing, views: str | None, options: TrainOptions,
+        seed: int, heads: int, accelerator: Any = None,
     ) -> None:  # fmt: skip
         self.model, self.preprocessing, self.options, self.seed = model, preprocessing, options, seed
         self.views = None if options.views == 0 else views
         self.heads, self.accelerator, self.device = heads, accelerator, next(model.parameters()).device
-        if options.cache == "memory" and accelerator is not None and accelerator.num_processes > 1:
+        if options.cache == "memory" and is_shared(accelerator):
             raise ValueError(
                 "--cache memory would be held by each process: use --cache disk, which the processes share, and which "
                 "stays in memory as far as there is room."
@@ -74,17 +95,18 @@ class TrainingInputs:
         shown = None if self.options.views is None else max(1, self.options.views)
         part = _part(self.accelerator)
         batches = EpochBatches(len(image_set), self.options.batch_size, self.seed, shuffle=True, views=shown, **part)
-        return self._loader(image_set, self.views, batches, "train")
+        return self._loader(image_set, self.views, batches, "train", stored_views=shown if self.views else 1)
 
     def select(self, image_set: ImageSet) -> Iterable:
         """In order, in the evaluation view."""
-        batches = EpochBatches(len(image_set), self.options.batch_size, **_part(self.accelerator))
-        return self._loader(image_set, None, batches, "select")
+        return self._loader(image_set, None, _in_order(image_set, self.options, self.accelerator), "select")
 
-    def _loader(self, image_set: ImageSet, views: str | None, batches: EpochBatches, role: str) -> Iterable:
+    def _loader(
+        self, image_set: ImageSet, views: str | None, batches: EpochBatches, role: str, stored_views: int = 1
+    ) -> Iterable:
         if self.options.cache == "none":
             return image_loader(image_set, self.preprocessing, views, batches, self.options, self.device, self.seed)
-        cache = self._cache(image_set, views, (batches.views or 1) if views else 1, role)
+        cache = self._cache(image_set, views, stored_views, role)
         # On a CPU batches are made in the base's precision at once; a GPU converts faster than it gets them.
         dtype = self.model.vit.embeddings.cls_token.dtype if self.device.type == "cpu" else None
         return CachedLoader(cache, image_set, batches, BaseTokens, dtype)
@@ -108,6 +130,10 @@ class TrainingInputs:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
         return cache
+
+
+def _in_order(image_set: ImageSet, options: RunOptions, accelerator: Any) -> EpochBatches:
+    return EpochBatches(len(image_set), options.batch_size, **_part(accelerator))
 
 
 def _part(accelerator: Any) -> dict[str, int]:

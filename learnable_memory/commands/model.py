@@ -1,11 +1,12 @@
 """What training and validation do alike before they start: the device, the base, and its preprocessing."""
 
 import logging
+from pathlib import Path
 
 import torch
 import transformers
 
-from learnable_memory.bases import find_base, load_processor
+from learnable_memory.bases import convert, find_base, is_stock, preprocessing_of
 from learnable_memory.config import RunOptions
 from learnable_memory.transforms import Preprocessing
 from vit import MemoryCapableViT
@@ -29,20 +30,45 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"--device is {name}, which this machine does not have ({reason}): use cpu or auto.") from None
 
 
-def load_base(
-    base: str, options: RunOptions, device: torch.device | None = None
+def open_base(
+    base: str, cache_dir: Path | None = None, download: bool = True, image_size: int | None = None
 ) -> tuple[MemoryCapableViT, Preprocessing]:
-    """The base model by the name that was given for it, frozen and without heads, and how its pixels are made.
+    """A base of any family by name, frozen and without heads, and how its pixels are made; the model takes their size.
 
-    `device` stands for that of the options.
+    Args:
+        base: a name on the hub, a folder, or a checkpoint file; see `bases.convert` for what it may hold.
+        cache_dir: a HuggingFace cache; HuggingFace's own if left out.
+        download: whether it may be fetched from the hub.
+        image_size: the side of the images in pixels; None for the base's own.
+
+    Raises:
+        ValueError: it cannot be a base, it is damaged, or it cannot take images of this size.
+        FileNotFoundError: it is neither here nor reachable.
     """
-    folder = find_base(base, options.directory / "ceng502", download=not options.no_download)
-    model = MemoryCapableViT.from_pretrained(folder)
+    place = find_base(base, cache_dir, download)
+    if is_stock(place):
+        model, plain = MemoryCapableViT.from_pretrained(place), None
+        for name in reversed(model.head_names):  # a folder with heads of its own serves as a base all the same
+            model.remove_head(name)
+    else:
+        plain = convert(place)
+        model = MemoryCapableViT.from_tensors(plain.config, plain.tensors)
     model.base_id = base  # not the folder in the cache
-    for name in reversed(model.head_names):  # a folder with heads of its own serves as a base all the same
-        model.remove_head(name)
+    preprocessing = preprocessing_of(place, plain)
+    if image_size is not None:
+        preprocessing = preprocessing.at(image_size)
+    model.set_image_size((preprocessing.height, preprocessing.width))
+    return model, preprocessing
+
+
+def load_base(
+    base: str, options: RunOptions, device: torch.device | None = None, image_size: int | None = None
+) -> tuple[MemoryCapableViT, Preprocessing]:
+    """`open_base`, as a run's options say; `device` stands for theirs."""
+    cache = options.directory.expanduser() / "ceng502"
+    model, preprocessing = open_base(base, cache, not options.no_download, image_size)
     # A copy in bfloat16 instead of autocast, which would convert the frozen weights again in every step.
     model.to(device or resolve_device(options.device), getattr(torch, options.precision or "float32"))
     if options.compile:
         model.compile()
-    return model, Preprocessing.from_processor(load_processor(folder))
+    return model, preprocessing

@@ -15,17 +15,18 @@ import torch
 
 from learnable_memory import grid, heads, plots
 from learnable_memory.checkpoint import Checkpoint
-from learnable_memory.commands.inputs import TrainingInputs, evaluation_loader
+from learnable_memory.commands.inputs import TrainingInputs, chosen_data, evaluation_loader
 from learnable_memory.commands.model import load_base, start_logging
 from learnable_memory.commands.processes import start_accelerator
 from learnable_memory.config import TrainOptions, to_dict
-from learnable_memory.data import DataSet, load_data_set
-from learnable_memory.evaluate import evaluate
+from learnable_memory.data import DataSet
+from learnable_memory.evaluate import evaluate, is_shared
 from learnable_memory.grid import Cell, Outcome
 from learnable_memory.grid_plot import grid_accuracy
+from learnable_memory.headlog import HeadLog, metrics_of
 from learnable_memory.optim import Recipe
 from learnable_memory.runlog import RunLog, read_metrics, versions, write_json
-from learnable_memory.train import train
+from learnable_memory.train import finished_training, train
 from learnable_memory.transforms import Preprocessing
 from vit import MemoryCapableViT
 
@@ -79,12 +80,9 @@ def run(options: TrainOptions) -> int:
     is_main = accelerator is None or accelerator.is_main_process
     if not is_main:
         logging.getLogger("learnable_memory").setLevel(logging.WARNING)
-    several = accelerator is not None and accelerator.num_processes > 1
-    model, preprocessing = load_base(options.base_model, options, accelerator.device if several else None)
-    data_sets = {
-        seed: load_data_set(options.dataset, options.directory, options.split_seed, not options.no_download, seed)
-        for seed in options.data_seeds or (None,)
-    }
+    device = accelerator.device if is_shared(accelerator) else None
+    model, preprocessing = load_base(options.base_model, options, device, options.image_size)
+    data_sets = {seed: chosen_data(options, seed) for seed in options.data_seeds or (None,)}
 
     outcomes: list[Outcome] = []
     metadata: dict[str, dict] = {}
@@ -167,21 +165,23 @@ class Pass:
 
     def run(self, files: Files) -> list[Outcome]:
         """Train and evaluate; what is on disk of it already is not done again."""
-        options = self.options
+        options, ending = self.options, files.outcomes(self.suffix)
         self._add_heads()
         self._announce()
+        checkpoint = Checkpoint(files.checkpoint(self.suffix), options.checkpoint_steps)
+        if options.resume and ending.exists():
+            finished_training(self.model, checkpoint)
+            return [Outcome.from_row(row) for row in json.loads(ending.read_text(encoding="utf-8"))["outcomes"]]
+
         inputs = TrainingInputs(
             self.model, self.preprocessing, self.data.views, options, self.seed, len(self.names), self.accelerator
         )
         loaders = inputs.train(self.data.train), inputs.select(self.data.select)
+        recipes = self._recipes()
         best = train(
-            self.model, list(self.names), *loaders, self._recipes(), self.log, self.log is not None,
-            checkpoint=Checkpoint(files.checkpoint(self.suffix), options.checkpoint_steps),
+            self.model, list(self.names), *loaders, recipes, self.log, self.log is not None, checkpoint=checkpoint,
             accelerator=self.accelerator,
         )  # fmt: skip
-        if options.resume and files.outcomes(self.suffix).exists():
-            rows = json.loads(files.outcomes(self.suffix).read_text(encoding="utf-8"))["outcomes"]
-            return [Outcome.from_row(row) for row in rows]
 
         whole = [name for name in self.names if best[name].tensors and best[name].diverged_at is None]
         device = next(self.model.parameters()).device
@@ -190,13 +190,11 @@ class Pass:
         scores = evaluate(self.model, loader, whole, description=description, accelerator=self.accelerator)
         outcomes = [self._outcome(name, cell, best[name], scores.get(name)) for name, cell in self.names.items()]
         if self.log is not None:
-            ending = {name: f"/{name}" if len(self.names) > 1 else "" for name in whole}
-            rows = {f"eval/{k}{ending[name]}": v for name in whole for k, v in asdict(scores[name]).items()}
+            rows = {name: {f"eval/{key}": value for key, value in asdict(scores[name]).items()} for name in whole}
             chosen = grid.best(outcomes)
-            steps = self._recipes()[chosen.head].steps(len(loaders[0]))
-            self.log.metrics(rows, step=steps, epoch=chosen.epoch)
-            record = {"outcomes": [outcome.row() for outcome in outcomes], "log_position": self.log.position}
-            write_json(files.outcomes(self.suffix), record)
+            steps = recipes[chosen.head].steps(len(loaders[0]))
+            HeadLog(self.log, list(self.names)).write(rows, steps, chosen.epoch)
+            write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": self.log.position})
         return outcomes
 
     def _add_heads(self) -> None:
@@ -253,7 +251,7 @@ def leave(
     def save(outcome: Outcome, path: Path, name: str) -> None:
         model.save_head(outcome.head, path, metadata[outcome.head], save_as=name)
 
-    metrics = curves_of(read_metrics(files.folder / "metrics.jsonl"), chosen.head)
+    metrics = metrics_of(read_metrics(files.folder / "metrics.jsonl"), chosen.head)
     picture = plots.training_curves(metrics, options.output / f"{options.name}_curves.png", options.name)
     if len(outcomes) > 1:
         report_grid(outcomes, chosen, options)
@@ -280,16 +278,3 @@ def report_grid(outcomes: Sequence[Outcome], chosen: Outcome, options: TrainOpti
     write_json(results, {"best": chosen.head, "cells": rows, "options": to_dict(options), "versions": versions()})
     picture = grid_accuracy(rows, options.output / f"{options.name}_grid.png", options.name)
     print(f"{grid.table(outcomes)}\ncells   {results}\nfigure  {picture}")
-
-
-def curves_of(metrics: Sequence[Mapping[str, Any]], head: str) -> list[dict[str, Any]]:
-    """The rows of one head as if it had been alone: with several heads in a log, keys end in the head's name."""
-    ending = f"/{head}"
-    if not any(key.endswith(ending) for row in metrics for key in row):
-        return [dict(row) for row in metrics]
-    place = ("time", "step", "epoch")
-    found = [
-        {key.removesuffix(ending): value for key, value in row.items() if key.endswith(ending) or key in place}
-        for row in metrics
-    ]
-    return [row for row in found if len(row) > len(place)]

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from learnable_memory import heads
-from learnable_memory.commands.inputs import evaluation_loader
+from learnable_memory.commands.inputs import evaluation_loader, recorded_data
 from learnable_memory.commands.model import load_base, start_logging
 from learnable_memory.config import ValidationOptions
-from learnable_memory.data import DataSet, load_data_set
+from learnable_memory.data import DataSet
 from learnable_memory.evaluate import evaluate
 from learnable_memory.runlog import versions, write_json
 from learnable_memory.transforms import Preprocessing
@@ -51,6 +51,7 @@ def validate(options: ValidationOptions) -> list[dict]:
             "The heads need %d kinds of preprocessing, so each image set takes one pass of its kind.", len(passes)
         )
     for settings, members in passes.items():
+        model.set_image_size((settings.height, settings.width))
         together = [metadata["name"] for metadata in members]
         for data, scored in by_data_set(members, options):
             loader = evaluation_loader(data.eval, settings, options, next(model.parameters()).device)
@@ -105,11 +106,11 @@ def by_data_set(files: Sequence[dict], options: ValidationOptions) -> list[tuple
     for metadata in files:
         if "dataset" not in metadata:
             raise ValueError(f"The head {metadata['name']} does not say on which data it was trained: train it again.")
-        groups.setdefault((metadata["dataset"]["name"], metadata["dataset"]["split_seed"]), []).append(metadata)
-    download = not options.no_download
-    return [
-        (load_data_set(name, options.directory, seed, download), members) for (name, seed), members in groups.items()
-    ]
+        record = metadata["dataset"]
+        asked = ("name", "split_seed", "split", "image_column", "label_column")
+        key = *(record.get(what) for what in asked), record.get("left_out") is None
+        groups.setdefault(key, []).append(metadata)
+    return [(recorded_data(members[0]["dataset"], options), members) for members in groups.values()]
 
 
 def row(metadata: dict, data: DataSet, score: dict) -> dict:

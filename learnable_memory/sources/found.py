@@ -61,4 +61,5 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # pickle, struct, pyarrow and torchvision each have their own
-        raise ValueError(f"cannot read {path} ({' '.join(str(error).split())}); delete it or replace it") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"cannot read {path} ({reason}); delete it or replace it") from error

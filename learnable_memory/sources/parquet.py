@@ -1,12 +1,16 @@
-"""Small data sets in parquet files, held in memory; read with pyarrow alone."""
+"""Parquet files: small data sets held in memory, read with pyarrow alone, and those of any size, left on disk."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
 from learnable_memory.images import EncodedImages, ImageSet
-from learnable_memory.sources.found import naming
+from learnable_memory.sources.found import Found, Request, naming
+from learnable_memory.sources.tables import LOCAL_CACHE, TEST, TRAIN, VALIDATION, load_tables, read_tables, reason
+
+SPLIT_FILE = re.compile(rf"({'|'.join((TRAIN, *VALIDATION, TEST))})(-.*)?\.parquet")
 
 
 def read_parquet(folder: Path, pattern: str, image: str, label: str) -> tuple[ImageSet, list[str]]:
@@ -51,3 +55,55 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str]:
     if not names:
         raise ValueError(f"its metadata has no class names for the column {label}; save it with the datasets library")
     return names
+
+
+def read_parquet_path(request: Request) -> Found:
+    """A parquet file, or a folder of them: `train.parquet` or `train-*.parquet`, and so for `validation` and `test`.
+
+    The files of a folder may also lie in its `data/`, as in data sets of the hub. A file, and a folder without such
+    names, is one split. The images stay on disk, in the Arrow files of the `datasets` library, which are kept in
+    `datasets/huggingface-local/`. Columns and classes: see `tables.read_tables`.
+
+    Raises:
+        ModuleNotFoundError: the package `datasets` is not installed.
+        FileNotFoundError: no such file or folder, or no parquet files in it.
+        ValueError: not parquet, damaged, or what `read_tables` raises.
+    """
+    from datasets.exceptions import DatasetGenerationError
+
+    path = Path(request.argument).expanduser().resolve()
+    files = _split_files(path)
+    for file in (file for split in files.values() for file in split):
+        _check(file)
+    data_files = {split: [str(file) for file in files] for split, files in files.items()}
+    try:
+        splits = load_tables("parquet", request.root / LOCAL_CACHE, offline=True, data_files=data_files)
+    except DatasetGenerationError as error:
+        raise ValueError(f"cannot read parquet:{path} ({reason(error)}); replace what is damaged") from error
+    return read_tables(f"parquet:{path}", splits, request, f"parquet: {path.name}")
+
+
+def _split_files(path: Path) -> dict[str, list[Path]]:
+    """The files of each split."""
+    if path.is_file():
+        return {TRAIN: [path]}
+    found = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    if not found:
+        raise FileNotFoundError(f"parquet:{path}: no such file, nor a folder with *.parquet or data/*.parquet in it")
+    splits: dict[str, list[Path]] = {}
+    for file in found:
+        if match := SPLIT_FILE.fullmatch(file.name):
+            splits.setdefault(match[1], []).append(file)
+    if not splits:
+        return {TRAIN: found}
+    if others := [file.name for file in found if not SPLIT_FILE.fullmatch(file.name)]:
+        raise ValueError(f"parquet:{path} has files of splits, and others: {', '.join(others)}; move them away")
+    return splits
+
+
+def _check(file: Path) -> None:
+    """Damaged files are named here: the library that loads them does not say which one it was."""
+    import pyarrow.parquet as pq
+
+    with naming(file):
+        pq.read_schema(file)

@@ -1,4 +1,7 @@
-"""Data sets of small images, kept in memory: CIFAR, MNIST and their kind."""
+"""Data sets of small images, kept in memory: CIFAR, MNIST and their kind.
+
+The files are torchvision's, and so are their addresses and checksums: they are read from its classes at run time.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -7,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from learnable_memory.images import ArrayImages, ImageSet, split_off
-from learnable_memory.sources.download import download_or_explain
+from learnable_memory.sources.download import Remote, obtain
 from learnable_memory.sources.found import Found, Request, naming
 from learnable_memory.sources.parquet import read_parquet
 
@@ -18,9 +21,19 @@ DIGITS_HELD_OUT = 0.2
 FASHION_SUBSET = Path(__file__).parent.parent / "assets" / "fashion_mnist"
 
 
-# ----------------------------------------------------------------------------------------------------------- CIFAR-100
+# --------------------------------------------------------------------------------------------------------------- CIFAR
+def read_cifar10(request: Request) -> Found:
+    """CIFAR-10 from `cifar-10-batches-py/` or the hub's `cifar10/{train,test}-*.parquet`, or else downloaded.
+
+    Raises:
+        FileNotFoundError: nothing is there, and downloading is off or failed.
+        ValueError: the files are damaged.
+    """
+    return _read_cifar("CIFAR10", "label", request)
+
+
 def read_cifar100(request: Request, classes: Sequence[int] | None = None) -> Found:
-    """CIFAR-100 from torchvision's files or the hub's parquet files, or downloaded.
+    """CIFAR-100 from `cifar-100-python/` or the hub's `cifar100/{train,test}-*.parquet`, or else downloaded.
 
     Args:
         classes: keep these classes only, relabelled 0, 1, .. in this order; all 100 if left out.
@@ -29,39 +42,91 @@ def read_cifar100(request: Request, classes: Sequence[int] | None = None) -> Fou
         FileNotFoundError: nothing is there, and downloading is off or failed.
         ValueError: the files are damaged.
     """
-    root = request.root
-    if not (root / "cifar-100-python").is_dir():
-        if any((root / "cifar100").glob("*.parquet")):
-            return _keep(_cifar100_parquet(root / "cifar100"), classes)
-        download_or_explain("CIFAR100", "cifar-100-python/ or cifar100/{train,test}-*.parquet", root, request.download)
-    return _keep(_cifar100_torchvision(root), classes)
-
-
-def _cifar100_torchvision(root: Path) -> Found:
-    from torchvision.datasets import CIFAR100
-
-    with naming(root / "cifar-100-python"):
-        parts = {split: CIFAR100(root, train=split == "train") for split in ("train", "test")}
-    train, test = (
-        ImageSet(ArrayImages(part.data, f"cifar-100-python/{split}"), np.array(part.targets))
-        for split, part in parts.items()
-    )
-    return Found(list(parts["train"].classes), train, "torchvision: cifar-100-python", test)
-
-
-def _cifar100_parquet(folder: Path) -> Found:
-    train, labels = read_parquet(folder, "train-*.parquet", "img", "fine_label")
-    test, test_labels = read_parquet(folder, "test-*.parquet", "img", "fine_label")
-    if labels != test_labels:
-        raise ValueError(f"the class names of train-*.parquet and test-*.parquet in {folder} differ")
-    return Found(labels, train, "parquet: cifar100", test)
-
-
-def _keep(found: Found, classes: Sequence[int] | None) -> Found:
+    found = _read_cifar("CIFAR100", "fine_label", request)
     if classes is None:
         return found
     labels = [found.labels[label] for label in classes]
     return Found(labels, found.train.relabel(classes), found.source, found.eval.relabel(classes))
+
+
+def _read_cifar(name: str, label: str, request: Request) -> Found:
+    """The data set of torchvision's class `name`, whose labels are in the column `label` of the hub's files."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    folder, tables = kind.base_folder, request.root / name.lower()
+    if not (request.root / folder).is_dir() and any(tables.glob("*.parquet")):
+        return _cifar_tables(tables, label)
+    remote = Remote(kind.url, kind.tgz_md5, makes=(folder,), packed=(folder,))
+    obtain(name, request, [remote], expected=f"{folder}/ or {tables.name}/{{train,test}}-*.parquet")
+    with naming(request.root / folder):
+        # torchvision compares the checksum of each pickle before it loads it.
+        parts = {split: kind(request.root, train=split == "train") for split in ("train", "test")}
+        train, test = (
+            ImageSet(ArrayImages(part.data, f"{folder}/{split}"), np.array(part.targets))
+            for split, part in parts.items()
+        )
+    return Found(list(parts["train"].classes), train, f"torchvision: {folder}", test)
+
+
+def _cifar_tables(folder: Path, label: str) -> Found:
+    train, labels = read_parquet(folder, "train-*.parquet", "img", label)
+    test, test_labels = read_parquet(folder, "test-*.parquet", "img", label)
+    if labels != test_labels:
+        raise ValueError(f"the class names of train-*.parquet and test-*.parquet in {folder} differ")
+    return Found(labels, train, f"parquet: {folder.name}", test)
+
+
+# --------------------------------------------------------------------------------------------------------------- MNIST
+def read_mnist(request: Request) -> Found:
+    """MNIST from `MNIST/raw/*-ubyte`, or else downloaded.
+
+    Raises:
+        FileNotFoundError: files are missing, and downloading is off or failed.
+        ValueError: the files are damaged.
+    """
+    return _read_mnist("MNIST", request)
+
+
+def read_fashion_mnist(request: Request) -> Found:
+    """Fashion-MNIST from `FashionMNIST/raw/*-ubyte`, or downloaded, or else the committed subset.
+
+    Raises:
+        ValueError: the files are damaged.
+    """
+    try:
+        return _read_mnist("FashionMNIST", request)
+    except FileNotFoundError as error:
+        logger.warning("%s; going on with the committed subset in its place", error)
+        return read_fashion_subset()
+
+
+def _read_mnist(name: str, request: Request) -> Found:
+    """The data set of torchvision's class `name`, in a folder of that name."""
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    folder = f"{name}/raw"
+    remotes = []
+    for archive, md5 in kind.resources:
+        file = archive.removesuffix(".gz")
+        url, *mirrors = (f"{mirror}{archive}" for mirror in kind.mirrors)
+        remotes.append(Remote(url, md5, makes=(f"{folder}/{file}",), packed=(file,), mirrors=tuple(mirrors)))
+    obtain(name, request, remotes, expected=f"{folder}/*-ubyte")
+    with naming(request.root / folder):
+        parts = {split: kind(request.root, train=split == "train") for split in ("train", "t10k")}
+        train, test = (
+            ImageSet(ArrayImages(part.data.numpy(), f"{folder}/{split}"), part.targets.numpy())
+            for split, part in parts.items()
+        )
+    return Found(list(kind.classes), train, f"torchvision: {folder}", test)
+
+
+def read_fashion_subset() -> Found:
+    """The part of Fashion-MNIST that is committed to this repository: balanced, from the official train and test."""
+    train, labels = read_parquet(FASHION_SUBSET, "train.parquet", "image", "label")
+    test, _ = read_parquet(FASHION_SUBSET, "test.parquet", "image", "label")
+    return Found(labels, train, f"committed subset: {len(train)} training and {len(test)} test images", test)
 
 
 # -------------------------------------------------------------------------------------------------------------- Digits
@@ -74,41 +139,3 @@ def read_digits(request: Request) -> Found:
     everything = ImageSet(ArrayImages(pixels, "scikit-learn's digits"), digits.target)
     train, test = split_off(everything, DIGITS_HELD_OUT, DIGITS_SPLIT_SEED)
     return Found([str(name) for name in digits.target_names], train, "scikit-learn: load_digits", test)
-
-
-# ------------------------------------------------------------------------------------------------------- Fashion-MNIST
-def read_fashion_mnist(request: Request) -> Found:
-    """Fashion-MNIST from torchvision's files, or downloaded, or else the committed subset.
-
-    Raises:
-        ValueError: torchvision's files are damaged.
-    """
-    root = request.root
-    raw = root / "FashionMNIST" / "raw"
-    names = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    if not all((raw / name).is_file() for name in names):
-        try:
-            download_or_explain("FashionMNIST", "FashionMNIST/raw/*-ubyte", root, request.download)
-        except FileNotFoundError as error:
-            logger.warning("%s; going on with the committed subset in its place", error)
-            return read_fashion_subset()
-    return _fashion_torchvision(root)
-
-
-def _fashion_torchvision(root: Path) -> Found:
-    from torchvision.datasets import FashionMNIST
-
-    with naming(root / "FashionMNIST" / "raw"):
-        parts = {split: FashionMNIST(root, train=split == "train") for split in ("train", "t10k")}
-        train, test = (
-            ImageSet(ArrayImages(part.data.numpy(), f"FashionMNIST/raw/{split}"), part.targets.numpy())
-            for split, part in parts.items()
-        )
-    return Found(list(FashionMNIST.classes), train, "torchvision: FashionMNIST/raw", test)
-
-
-def read_fashion_subset() -> Found:
-    """The part of Fashion-MNIST that is committed to this repository: balanced, from the official train and test."""
-    train, labels = read_parquet(FASHION_SUBSET, "train.parquet", "image", "label")
-    test, _ = read_parquet(FASHION_SUBSET, "test.parquet", "image", "label")
-    return Found(labels, train, f"committed subset: {len(train)} training and {len(test)} test images", test)

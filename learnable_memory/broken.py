@@ -1,0 +1,141 @@
+"""Images that cannot be read: found before training, and left out of their split where that is wished.
+
+    data = leave_out_broken(data, workers=4)                        # what --on_bad_image skip does
+    data.left_out["train"]                                          # what the images are called
+
+Splits are drawn from all images, and the broken ones leave them afterwards: to repair one moves no other.
+"""
+
+import dataclasses
+import errno
+import itertools
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from learnable_memory.data import DataSet
+from learnable_memory.images import ArrayImages, ImageSet
+from learnable_memory.rgb import to_rgb
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("train", "select", "eval")
+FEW = 500  # images that are decoded sooner than worker processes have started
+BATCH = 64  # images that a worker reports on at a time
+SHOWN = 3  # broken images that the log names, and classes that an error names
+
+
+def leave_out_broken(data: DataSet, workers: int, roles: Sequence[str] = ROLES) -> DataSet:
+    """The data set without the images that training could not read; nothing takes their place.
+
+    Args:
+        workers: processes that decode; the result does not depend on it.
+        roles: the splits that are looked at.
+
+    Returns:
+        The same classes and order; `left_out` holds, for each of `roles`, what the images are called.
+
+    Raises:
+        ValueError: a split has no image left, or a class no training image; or an image cannot be read for a reason
+            that is none of its own (see `defect`).
+    """
+    kept, left_out = {}, {}
+    for role in roles:
+        split = getattr(data, role)
+        broken = find_broken(split, workers, f"checking {role}")
+        _report(role, len(split), list(broken.values()))
+        kept[role] = split.subset(np.setdiff1d(np.arange(len(split)), list(broken)))
+        left_out[role] = [split.identity(index) for index in broken]
+        if not len(kept[role]):
+            raise ValueError(f"none of the {len(split)} images of {data.name}'s {role} split can be read: repair them")
+    if "train" in kept:
+        _check_classes(data, kept["train"])
+    return dataclasses.replace(data, **kept, left_out=left_out)
+
+
+def find_broken(split: ImageSet, workers: int, description: str | None = None) -> dict[int, str]:
+    """Decode every image of a split once, exactly as training does.
+
+    Args:
+        workers: processes that decode; images in memory, and few images, take none.
+        description: the progress bar's; None for no bar.
+
+    Returns:
+        Index of each broken image -> what is wrong with it, by index.
+
+    Raises:
+        ValueError: an image cannot be read for a reason that is none of its own (see `defect`).
+    """
+    if len(split) < FEW or isinstance(split.images, ArrayImages):
+        workers = 0
+    # A generator of its own, or the loader would draw a number from the global one.
+    loader = DataLoader(_Defects(split), BATCH, num_workers=workers, collate_fn=list, generator=torch.Generator())
+    found = itertools.chain.from_iterable(loader)
+    bar = tqdm(found, desc=description, total=len(split), disable=description is None, unit=" images")
+    return {index: reason for index, reason in enumerate(bar) if reason is not None}
+
+
+def defect(split: ImageSet, index: int) -> str | None:
+    """What keeps an image from being read, naming it, in the words with which training would stop; None if nothing.
+
+    Raises:
+        ValueError: the fault is not in the image: the file is missing or may not be read, the disk fails, or memory
+            is short. To leave such images out would make a data set of whatever the machine gave that day.
+    """
+    try:
+        image = split.image(index)
+    except ValueError as error:
+        if _of_the_machine(error.__cause__):
+            raise
+        return str(error)
+    try:
+        to_rgb(image)
+    except ValueError as error:
+        return f"{split.describe(index)}: {error}"
+    return None
+
+
+def _of_the_machine(cause: BaseException | None) -> bool:
+    """PIL's own OSErrors have no number; EINVAL comes of offsets in a damaged file that lead nowhere."""
+    if isinstance(cause, OSError):
+        return cause.errno not in (None, errno.EINVAL)
+    return isinstance(cause, MemoryError)
+
+
+class _Defects(Dataset):
+    """`defects[index]` is `defect(split, index)`."""
+
+    def __init__(self, split: ImageSet) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> str | None:
+        return defect(self.split, index)
+
+
+def _report(role: str, images: int, reasons: Sequence[str]) -> None:
+    if not reasons:
+        logger.info("%s: all %s images can be read", role, f"{images:,}")
+        return
+    more = f"; and {len(reasons) - SHOWN:,} more" if len(reasons) > SHOWN else ""
+    logger.warning(
+        "%s: %s of %s images cannot be read and are left out: %s%s",
+        role, f"{len(reasons):,}", f"{images:,}", "; ".join(reasons[:SHOWN]), more,
+    )  # fmt: skip
+
+
+def _check_classes(data: DataSet, train: ImageSet) -> None:
+    """Raise ValueError if a class that had training images has none left."""
+    lost = [data.labels[label] for label in np.setdiff1d(data.train.labels, train.labels)]
+    if lost:
+        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+        raise ValueError(
+            f"no training image of {', '.join(lost[:SHOWN])}{more} in {data.name} can be read: repair some of them, or "
+            "remove the class"
+        )

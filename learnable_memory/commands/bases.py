@@ -1,0 +1,79 @@
+"""`python -m learnable_memory bases MODEL`: what a base is, and what heads on it cost, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from learnable_memory.config import Places
+from learnable_memory.options import NOT_EMPTY, at_least, option, parse
+
+if TYPE_CHECKING:
+    from learnable_memory.transforms import Preprocessing
+    from vit import MemoryCapableViT
+
+CLASSES = 100  # of the heads whose cost is shown
+MEMORY_TOKENS = (0, 1, 5, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasesOptions(Places):
+    """Which base."""
+
+    model: str = option(help="a name on the hub, a folder, or a checkpoint file", flags=("MODEL",), legal=NOT_EMPTY)
+    image_size: int | None = option(
+        None, "side of the images", legal=at_least(1), unit="pixels", default_help="the base's own"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load the base and print its description."""
+    options = parse(
+        BasesOptions, "Show what a base is, and what it costs.", argv, prog="python -m learnable_memory bases"
+    )
+    from learnable_memory.commands.model import open_base, start_logging
+
+    start_logging()
+    cache = options.directory / "ceng502"
+    model, preprocessing = open_base(options.model, cache, not options.no_download, options.image_size)
+    rows = describe(model, preprocessing)
+    width = max(map(len, rows))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+
+
+def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str, str]:
+    """What the command prints: a name for each line, and its text."""
+    from learnable_memory import cost
+
+    config, patches = model.config, model.vit.embeddings.patch_embeddings
+    patch_height, patch_width = patches.patch_size
+    rows, columns = model.image_size[0] // patch_height, model.image_size[1] // patch_width
+    shape = model.num_tokens, config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    patch_values = config.num_channels * patch_height * patch_width
+    base = cost.base(*shape, patch_values, rows * columns)
+    classes = f"{config.num_labels:,} classes" if model.has_base_classifier else "none, so no answers of its own"
+    lines = {
+        "base": str(model.base_id),
+        "tokens": f"{model.num_tokens:,}: the class token, {model.layout.extra_tokens} further special tokens, "
+        f"{rows}x{columns} patches of {patch_height}x{patch_width} pixels",
+        "width": f"{config.hidden_size:,}, MLP {config.intermediate_size:,}",
+        "layers": f"{config.num_hidden_layers}, {config.num_attention_heads} attention heads each",
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "classifier": classes,
+        "preprocessing": f"{preprocessing.words}; hash {preprocessing.hash}",
+        "fingerprint": model.fingerprint,
+        "base, an image": f"{_count(base)} multiplications with their additions",
+    }
+    for memory_tokens in MEMORY_TOKENS:
+        extra = cost.head(*shape, memory_tokens, CLASSES)
+        numbers = config.hidden_size * (1 + config.num_hidden_layers * memory_tokens + CLASSES) + CLASSES
+        lines[f"+ a head, {memory_tokens} {'cell' if memory_tokens == 1 else 'cells'}"] = (
+            f"{_count(extra)} more, {extra / base:.2%} of the base; {numbers:,} numbers to learn, "
+            f"{4 * numbers / 1000:,.0f} kB ({CLASSES} classes)"
+        )
+    return lines
+
+
+def _count(multiplications: int) -> str:
+    return f"{multiplications / 1e9:.2f} G" if multiplications >= 1e9 else f"{multiplications / 1e6:.2f} M"

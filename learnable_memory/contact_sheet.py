@@ -1,0 +1,97 @@
+"""A contact sheet: a few images of a data set, as they are stored and as a model gets them."""
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from learnable_memory.data import DataSet
+from learnable_memory.images import ImageSet
+from learnable_memory.loading import Views
+from learnable_memory.plots import FAINT, INK, save
+from learnable_memory.rgb import to_rgb
+from learnable_memory.transforms import Preprocessing
+
+CLASSES = 8
+EPOCHS = 4  # training views of each image
+CELL, GAP, LABELS, HEAD = 1.5, 0.1, 1.8, 0.95  # inches: an image, between two, left of them, above them
+LETTERS, TITLE_LETTERS = 22, 80  # in a line of a class name, and of the data set's name
+LONGEST_SIDE = 512  # pixels of a stored image as it is drawn
+
+
+def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.PathLike) -> Path:
+    """Draw a training image of up to eight classes, in a row each: as stored, its evaluation view, training views.
+
+    The training views are those of the first four epochs with `--seed 0`; a data set that is not augmented has none.
+
+    Args:
+        path: where the PNG goes.
+
+    Raises:
+        ValueError: an image that is to be shown cannot be read.
+    """
+    shown = first_of_some_classes(data.train, CLASSES)
+    epochs = range(EPOCHS if data.views else 0)
+    headings = ["stored", "evaluation", *(f"training, epoch {epoch + 1}" for epoch in epochs)]
+    width = LABELS + len(headings) * (CELL + GAP)
+    height = HEAD + len(shown) * (CELL + GAP)
+    figure = Figure(figsize=(width, height))
+
+    def write(left: float, bottom: float, text: str, **how) -> None:
+        # Without parse_math a dollar in a class name would begin a formula.
+        figure.text(left / width, bottom / height, text, **{"va": "center", "parse_math": False, "color": FAINT, **how})
+
+    name = data.name if len(data.name) <= TITLE_LETTERS else "…" + data.name[1 - TITLE_LETTERS :]  # a path: its end
+    write(GAP, height - 0.22, f"{name}: {len(data.labels):,} classes", color=INK, fontsize=12, fontweight="bold")
+    how = [preprocessing.words, f"training views: {data.views or 'as in evaluation'}"]
+    for line, text in enumerate(how):
+        write(GAP, height - 0.46 - 0.17 * line, text, fontsize=8)
+    for column, heading in enumerate(headings):
+        write(LABELS + column * (CELL + GAP) + CELL / 2, height - HEAD + 0.12, heading, ha="center", fontsize=9)
+    for row, index in enumerate(shown):
+        bottom = height - HEAD - row * (CELL + GAP) - CELL
+        stored = data.train.image(index)
+        upright = to_rgb(stored)
+        name = textwrap.wrap(data.labels[data.train.labels[index]], LETTERS, max_lines=4, placeholder=" …")
+        write(GAP, bottom + CELL / 2, "\n".join(name), color=INK, fontsize=9, va="bottom")
+        write(GAP, bottom + CELL / 2 - 0.05, f"{upright.width}x{upright.height}, {stored.mode}", fontsize=8, va="top")
+        for column, picture in enumerate([_small(upright), *views(data, preprocessing, index, epochs)]):
+            left = LABELS + column * (CELL + GAP)
+            axes = figure.add_axes((left / width, bottom / height, CELL / width, CELL / height))
+            axes.set_axis_off()
+            axes.imshow(picture)
+    return save(figure, path)
+
+
+def first_of_some_classes(image_set: ImageSet, most: int) -> list[int]:
+    """Indices of the first image of each class, of at most `most` classes, evenly spread from first to last."""
+    _, first = np.unique(image_set.labels, return_index=True)
+    chosen = np.linspace(0, len(first) - 1, min(most, len(first))).round().astype(int)
+    return first[chosen].tolist()
+
+
+def views(data: DataSet, preprocessing: Preprocessing, index: int, epochs: Sequence[int]) -> list[np.ndarray]:
+    """The evaluation view of a training image, and its training view of each epoch: uint8 [height, width, 3]."""
+    made = [preprocessing.eval_transform()(data.train.image(index))]
+    if epochs:
+        training = Views(data.train, preprocessing.train_transform(data.views), seed=0)
+        made += [training[epoch, index][0] for epoch in epochs]
+    return [visible(view, preprocessing) for view in made]
+
+
+def visible(pixel_values: torch.Tensor, preprocessing: Preprocessing) -> np.ndarray:
+    """What a model gets, float32 [3, H, W], as colours: uint8 [H, W, 3]."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    values = (pixel_values * std + mean) / preprocessing.rescale  # [3, H, W], 0..255
+    return values.round().clamp(0, 255).to(torch.uint8).movedim(0, 2).numpy()
+
+
+def _small(image: Image.Image) -> Image.Image:
+    """No larger than it can be seen: drawing all pixels of a photograph takes seconds."""
+    scale = min(1.0, LONGEST_SIDE / max(image.size))
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
