@@ -163,6 +163,18 @@ def test_what_a_base_has_not_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_pooling_that_only_the_config_tells(tmp_path: Path) -> None:
+    """A model that was trained with another pooling than is usual for its architecture; tensors are the same."""
+    saved(
+        made("vit_base_patch16_224", global_pool="avg", fc_norm=False),
+        tmp_path,
+        "vit_base_patch16_224",
+        {"fc_norm": False},
+    )
+    with pytest.raises(ValueError, match=r"reads an average of the patches.*\(global_pool 'avg'\)"):
+        from_timm(tmp_path)
+
+
 def test_other_classes_of_timm_are_refused(tmp_path: Path) -> None:
     architecture, changes = "cait_xxs24_224", {"init_values": 1.0}
     model = made(architecture, **changes)

@@ -84,7 +84,7 @@ def _refuse_modules(name: str, model: nn.Module) -> None:
     refuse_names(name, model.state_dict())
     if model.global_pool not in ("token", "") or (model.global_pool == "" and model.num_classes):
         raise ValueError(f"{name} cannot be a base: {AVERAGE} (global_pool {model.global_pool!r})")
-    layer = model.blocks[0]  # timm makes all of one kind
+    layer = model.blocks[0]  # timm makes all layers, and all norms, of one kind
     for part, plain, reason in (
         ("", Block, "its layers are not the pre-norm ones of the stock ViT"),
         ("attn", Attention, "its attention is not that of the stock ViT"),
@@ -93,9 +93,8 @@ def _refuse_modules(name: str, model: nn.Module) -> None:
         found = type(layer.get_submodule(part))
         if found is not plain:
             raise ValueError(f"{name} cannot be a base: {reason} (found {found.__name__})")
-    for norm in (model.norm, layer.norm1, layer.norm2):
-        if not isinstance(norm, nn.LayerNorm):
-            raise ValueError(f"{name} cannot be a base: it has {type(norm).__name__} where a base has a layer norm")
+    if not isinstance(model.norm, nn.LayerNorm):
+        raise ValueError(f"{name} cannot be a base: it has {type(model.norm).__name__} where a base has a layer norm")
 
 
 def _activation(name: str, module: nn.Module) -> str:
