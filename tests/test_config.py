@@ -487,6 +487,11 @@ def raising(error: BaseException):
             2,
             "tool: error: the package 'pyarrow' is missing: pip install -r requirements.txt\n",
         ),
+        (
+            ModuleNotFoundError("x is a timm model: pip install timm", name="timm"),
+            2,
+            "tool: error: x is a timm model: pip install timm\n",
+        ),
         (KeyboardInterrupt(), 130, "tool: interrupted\n"),
     ],
 )

@@ -65,6 +65,16 @@ def test_kinds_of_archives(server: FileServer, here: Request, name: str, content
     assert names - {f".{name}.lock"} == {"lists", "photos"}
 
 
+def test_an_archive_that_was_put_there_needs_no_download(server: FileServer, here: Request) -> None:
+    remote = birds(server)
+    (here.root / "aves").mkdir(parents=True)
+    (here.root / "aves" / "birds.tar.gz").write_bytes(server.files["birds.tar.gz"])
+    obtain("Things", replace(here, download=False), [remote])
+    found = tree(here.root)
+    assert found.pop("aves/birds.tar.gz") == server.files["birds.tar.gz"]  # it is somebody's
+    assert found == BIRDS and server.requests == []
+
+
 def test_what_is_there_is_left_alone(server: FileServer, here: Request) -> None:
     archive = birds(server)
     (here.root / "aves" / "lists").mkdir(parents=True)

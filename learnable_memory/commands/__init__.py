@@ -34,7 +34,8 @@ def run_command(
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in OWN_MODULES:
             raise
-        return _end(prog, f"error: the package {error.name!r} is missing: pip install -r requirements.txt", 2)
+        usual = f"the package {error.name!r} is missing: pip install -r requirements.txt"
+        return _end(prog, f"error: {usual if str(error).startswith('No module named') else error}", 2)
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise

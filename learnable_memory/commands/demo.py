@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train both heads, put them together, evaluate, draw."""
     options = parse(DemoOptions, __doc__, argv, prog="python -m learnable_memory demo")
     from learnable_memory.commands import train, validation
-    from learnable_memory.commands.model import load_base
+    from learnable_memory.commands.model import load_base, start_logging
 
+    start_logging()
     # A directory of its own, where no data sets are: the demo is about those that ship.
     where = {"base_model": options.base_model, "directory": options.output / "data", "no_download": True}
     together = ValidationOptions(models_list=tuple(RECIPES), models_folder=options.output, **where)

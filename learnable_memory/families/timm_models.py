@@ -55,7 +55,8 @@ def _load(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         import timm
         from timm.models import PretrainedCfg
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{folder} is a timm model, and timm is missing: pip install 'timm>=1.0'") from error
+        what = f"{folder} is a timm model, and timm is missing: pip install 'timm>=1.0.12'"
+        raise ModuleNotFoundError(what, name="timm") from error
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
