@@ -19,6 +19,7 @@ import copy
 import dataclasses
 import hashlib
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -353,9 +354,11 @@ class Head(nn.Module):
 READOUTS = ("class", "class+extra", "class+mean")
 INTERPOLATIONS = {
     "bicubic": {"mode": "bicubic", "align_corners": False},
+    "bicubic_offset": {"mode": "bicubic", "align_corners": False},
     "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},
     "bilinear_corners": {"mode": "bilinear", "align_corners": True},
 }
+OFFSET = 0.1  # patches that DINO and DINOv2 add to the size, against rounding, and so to the scale
 
 
 @dataclass(frozen=True)
@@ -408,8 +411,11 @@ class BaseEmbeddings(ViTEmbeddings):
         grid = self.image_size[0] // patch_height, self.image_size[1] // patch_width
         positions = self.position_embeddings[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)  # [1, D, rows, columns]
         size = height // patch_height, width // patch_width
+        target = {"size": size}
+        if self.interpolation == "bicubic_offset":
+            target = {"scale_factor": [(new + OFFSET) / old for new, old in zip(size, grid, strict=True)]}
         # In float32 whatever the base's dtype: bicubic weights are not exact in less.
-        resized = F.interpolate(positions.float(), size=size, **INTERPOLATIONS[self.interpolation])
+        resized = F.interpolate(positions.float(), **target, **INTERPOLATIONS[self.interpolation])
         resized = resized.to(positions.dtype).permute(0, 2, 3, 1).flatten(1, 2)  # [1, P', D]
         return torch.cat([self.position_embeddings[:, :1], resized], dim=1)
 
@@ -443,10 +449,14 @@ def base_tensors(vit: ViTModel) -> dict[str, Tensor]:
 def base_fingerprint(vit: ViTModel) -> str:
     """SHA-256 of the encoder's tensors, 64 hexadecimal digits.
 
-    An activation other than the usual one counts too: Google's files are published for one, and copied for the other.
+    What else decides the answers counts too, where it is not as in HuggingFace's ViT: the same tensors are published
+    with another activation (Google's files) and with other ways of resizing positions (Google's, timm's).
     """
-    found, activation = head_files.content_hash(base_tensors(vit)), vit.config.hidden_act
-    return found if activation == "gelu" else hashlib.sha256(f"{found}{activation}".encode()).hexdigest()
+    found = head_files.content_hash(base_tensors(vit))
+    activation, interpolation = vit.config.hidden_act, BaseLayout.of(vit.config).interpolation
+    if (activation, interpolation) == ("gelu", "bicubic"):
+        return found
+    return hashlib.sha256(f"{found} {activation} {interpolation}".encode()).hexdigest()
 
 
 def _some(names: Iterable[str]) -> str:
@@ -594,14 +604,17 @@ class MemoryCapableViT(ViTForImageClassification):
         if kind != "vit":
             raise ValueError(
                 f"{name} is a {kind!r} model, not a plain ViT. What can be converted, "
-                "learnable_memory.bases.read_base converts: MemoryCapableViT.from_tensors takes what it returns."
+                "learnable_memory.commands.model.open_base converts."
             )
         verbosity = hf_logging.get_verbosity()
         hf_logging.set_verbosity_error()  # its report would tell of a classifier that is going to be trained
         try:
             model, info = super().from_pretrained(name, *args, **{**kwargs, **ours})
-        except SafetensorError as error:
-            raise ValueError(f"The weights in {name} are damaged or cut short: {error}.") from None
+        except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise ValueError(
+                f"The weights in {name} are damaged or cut short, or a pickle with more than tensors: {reason}."
+            ) from None
         finally:
             hf_logging.set_verbosity(verbosity)
         missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
@@ -667,7 +680,7 @@ class MemoryCapableViT(ViTForImageClassification):
     def from_tensors(
         cls, config: ViTConfig, tensors: Mapping[str, Tensor], base_id: str | None = None, **kwargs
     ) -> "MemoryCapableViT":
-        """A base whose tensors come from elsewhere, such as `learnable_memory.bases.read_base`; frozen, in eval mode.
+        """A base whose tensors come from elsewhere, such as `learnable_memory.bases.convert`; frozen, in eval mode.
 
         Args:
             config: of a stock ViT, with `base_layout` where the base differs (see `BaseLayout`); num_labels=0 for a
@@ -724,7 +737,7 @@ class MemoryCapableViT(ViTForImageClassification):
         Args:
             size: (height, width) in pixels, or one number for both.
 
-        Raises ValueError if they are not multiples of the patch size.
+        Raises ValueError if they are not multiples of the patch size, or the base's positions cannot be resized.
         """
         height, width = (size, size) if isinstance(size, int) else size
         patch_height, patch_width = self.vit.embeddings.patch_embeddings.patch_size
@@ -732,6 +745,11 @@ class MemoryCapableViT(ViTForImageClassification):
             raise ValueError(
                 f"Images of {height}x{width} pixels cannot be cut into patches of {patch_height}x{patch_width}: "
                 "take multiples of these."
+            )
+        native = tuple(self.vit.embeddings.image_size)
+        if (height, width) != native and native[0] != native[1] and type(self.vit.embeddings) is ViTEmbeddings:
+            raise ValueError(
+                f"HuggingFace's ViT resizes positions of square images only; this base takes {native[0]}x{native[1]}."
             )
         self._image_size = (height, width)
 

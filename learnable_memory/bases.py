@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from learnable_memory import families
 from learnable_memory.families import PlainViT
@@ -52,13 +53,17 @@ def preprocessing_of(place: Path, plain: PlainViT | None = None) -> Preprocessin
         plain: what `convert` gave for it, if that was done already.
 
     Raises:
-        ValueError: the processor does something that cannot be expressed.
+        ValueError: the processor does something that cannot be expressed, or comes with code of its own; a converted
+            base was saved without one.
     """
     if (place / PROCESSOR).is_file():
-        from transformers import AutoImageProcessor
-
-        return Preprocessing.from_processor(AutoImageProcessor.from_pretrained(place))
+        return Preprocessing.from_processor(_processor(place))
     if is_stock(place):
+        if _config(place).get("base_layout"):
+            raise ValueError(
+                f"{place} was converted from another family than ViT and has no {PROCESSOR}: put there the one of the "
+                "model that it was converted from"
+            )
         side = _config(place).get("image_size", 224)
         height, width = (side, side) if isinstance(side, int) else side
         usual, family = Preprocessing(height, width, "bilinear", 1 / 255, (0.5,) * 3, (0.5,) * 3), "ViT"
@@ -68,6 +73,19 @@ def preprocessing_of(place: Path, plain: PlainViT | None = None) -> Preprocessin
     if not (place.is_dir() and _is_timm(place)):  # timm keeps it in the config
         logger.warning("%s has no %s; pixels are made as is usual for %s: %s.", place, PROCESSOR, family, usual.words)
     return usual
+
+
+def _processor(folder: Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # left out, it would ask
+    except (ValueError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"cannot read {folder / PROCESSOR} ({reason}); code that comes with a model is never run: give a processor "
+            "that transformers has"
+        ) from error
 
 
 def _config(folder: Path) -> dict:

@@ -1,6 +1,6 @@
 """Images that cannot be read: found before training, and left out of their split where that is wished.
 
-    data = leave_out_broken(data, workers=4)                        # what --on_bad_image skip does
+    data = leave_out_broken(data, Inspector(workers=4))             # what --on_bad_image skip does
     data.left_out["train"]                                          # what the images are called
 
 Splits are drawn from all images, and the broken ones leave them afterwards: to repair one moves no other.
@@ -11,6 +11,7 @@ import errno
 import itertools
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,8 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from learnable_memory.data import DataSet
-from learnable_memory.images import ArrayImages, ImageSet
+from learnable_memory.evaluate import is_shared
+from learnable_memory.images import ArrayImages, Images, ImageSet
 from learnable_memory.rgb import to_rgb
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +34,55 @@ BATCH = 64  # images that a worker reports on at a time
 SHOWN = 3  # broken images that the log names, and classes that an error names
 
 
-def leave_out_broken(data: DataSet, workers: int, roles: Sequence[str] = ROLES) -> DataSet:
+class Inspector:
+    """Finds broken images for all splits of a run, and decodes each image once: splits of several seeds share theirs.
+
+    Args:
+        workers: processes that decode; what is found does not depend on it.
+        accelerator: the processes of the run; the main one looks, and tells the others.
+    """
+
+    def __init__(self, workers: int, accelerator: "Accelerator | None" = None) -> None:
+        self.workers, self.accelerator = workers, accelerator
+        self._known: dict[int, tuple[Images, np.ndarray, dict[int, str]]] = {}  # rows seen, and what is wrong with some
+
+    @property
+    def reports(self) -> bool:
+        """Whether this process is the one that talks."""
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def find(self, split: ImageSet, description: str) -> dict[int, str]:
+        """As `find_broken`."""
+        unseen = split.images, np.zeros(len(split.images), dtype=bool), {}
+        _, seen, reasons = self._known.setdefault(id(split.images), unseen)
+        new = np.flatnonzero(~seen[split.indices])
+        if len(new):
+            found = self._find_and_tell(split.subset(new), description)
+            reasons.update((int(split.indices[new[index]]), reason) for index, reason in found.items())
+            seen[split.indices[new]] = True
+        return {index: reasons[row] for index, row in enumerate(split.indices.tolist()) if row in reasons}
+
+    def _find_and_tell(self, split: ImageSet, description: str) -> dict[int, str]:
+        if not is_shared(self.accelerator):
+            return find_broken(split, self.workers, description)
+        from accelerate.utils import broadcast_object_list
+
+        told: list[dict[int, str] | ValueError | None] = [None]
+        if self.reports:
+            try:
+                told = [find_broken(split, self.workers, description)]
+            except ValueError as error:  # the others are waiting for an answer
+                told = [ValueError(str(error))]
+        (answer,) = broadcast_object_list(told)
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+
+def leave_out_broken(data: DataSet, inspector: Inspector, roles: Sequence[str] = ROLES) -> DataSet:
     """The data set without the images that training could not read; nothing takes their place.
 
     Args:
-        workers: processes that decode; the result does not depend on it.
         roles: the splits that are looked at.
 
     Returns:
@@ -46,8 +95,9 @@ def leave_out_broken(data: DataSet, workers: int, roles: Sequence[str] = ROLES) 
     kept, left_out = {}, {}
     for role in roles:
         split = getattr(data, role)
-        broken = find_broken(split, workers, f"checking {role}")
-        _report(role, len(split), list(broken.values()))
+        broken = inspector.find(split, f"checking {role}")
+        if inspector.reports:
+            _report(role, len(split), list(broken.values()))
         kept[role] = split.subset(np.setdiff1d(np.arange(len(split)), list(broken)))
         left_out[role] = [split.identity(index) for index in broken]
         if not len(kept[role]):
@@ -57,12 +107,15 @@ def leave_out_broken(data: DataSet, workers: int, roles: Sequence[str] = ROLES) 
     return dataclasses.replace(data, **kept, left_out=left_out)
 
 
-def find_broken(split: ImageSet, workers: int, description: str | None = None) -> dict[int, str]:
+def find_broken(
+    split: ImageSet, workers: int, description: str | None = None, all_faults: bool = False
+) -> dict[int, str]:
     """Decode every image of a split once, exactly as training does.
 
     Args:
         workers: processes that decode; images in memory, and few images, take none.
         description: the progress bar's; None for no bar.
+        all_faults: list what is none of the image's own faults too, instead of stopping there.
 
     Returns:
         Index of each broken image -> what is wrong with it, by index.
@@ -73,7 +126,9 @@ def find_broken(split: ImageSet, workers: int, description: str | None = None) -
     if len(split) < FEW or isinstance(split.images, ArrayImages):
         workers = 0
     # A generator of its own, or the loader would draw a number from the global one.
-    loader = DataLoader(_Defects(split), BATCH, num_workers=workers, collate_fn=list, generator=torch.Generator())
+    loader = DataLoader(
+        _Defects(split, all_faults), BATCH, num_workers=workers, collate_fn=list, generator=torch.Generator()
+    )
     found = itertools.chain.from_iterable(loader)
     bar = tqdm(found, desc=description, total=len(split), disable=description is None, unit=" images")
     return {index: reason for index, reason in enumerate(bar) if reason is not None}
@@ -83,8 +138,8 @@ def defect(split: ImageSet, index: int) -> str | None:
     """What keeps an image from being read, naming it, in the words with which training would stop; None if nothing.
 
     Raises:
-        ValueError: the fault is not in the image: the file is missing or may not be read, the disk fails, or memory
-            is short. To leave such images out would make a data set of whatever the machine gave that day.
+        ValueError: the fault is not in the image: the file is missing or may not be read, or the disk fails. To leave
+            such images out would make a data set of whatever the machine gave that day.
     """
     try:
         image = split.image(index)
@@ -100,23 +155,29 @@ def defect(split: ImageSet, index: int) -> str | None:
 
 
 def _of_the_machine(cause: BaseException | None) -> bool:
-    """PIL's own OSErrors have no number; EINVAL comes of offsets in a damaged file that lead nowhere."""
-    if isinstance(cause, OSError):
-        return cause.errno not in (None, errno.EINVAL)
-    return isinstance(cause, MemoryError)
+    """PIL's own OSErrors have no number; EINVAL comes of offsets in a damaged file that lead nowhere.
+
+    A MemoryError is the image's: PIL raises it for headers that claim too much, before it has allocated anything.
+    """
+    return isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL)
 
 
 class _Defects(Dataset):
     """`defects[index]` is `defect(split, index)`."""
 
-    def __init__(self, split: ImageSet) -> None:
-        self.split = split
+    def __init__(self, split: ImageSet, all_faults: bool) -> None:
+        self.split, self.all_faults = split, all_faults
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> str | None:
-        return defect(self.split, index)
+        try:
+            return defect(self.split, index)
+        except ValueError as error:
+            if not self.all_faults:
+                raise
+            return str(error)
 
 
 def _report(role: str, images: int, reasons: Sequence[str]) -> None:

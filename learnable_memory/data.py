@@ -7,7 +7,7 @@ A further data set is one reader in `sources/` and one line in `DATA_SETS`.
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class DataSet:
         select_seed: what `select` was drawn with, where the data has none.
         split, image_column, label_column: what the reader was asked for.
         left_out: what broken images are called that were left out, by role; None: nobody looked.
+        unselected: train and select together, where select was drawn from it.
     """
 
     name: str
@@ -64,6 +65,14 @@ class DataSet:
     image_column: str | None = None
     label_column: str | None = None
     left_out: dict[str, list[str]] | None = None
+    unselected: ImageSet | None = field(default=None, repr=False)
+
+    def with_select_seed(self, seed: int) -> "DataSet":
+        """The same data with `select` drawn anew, unless it has one of its own; nothing is read again."""
+        if self.unselected is None:
+            return replace(self, select_seed=seed)
+        train, select = split_off(self.unselected, SELECT_FRACTION, seed)
+        return replace(self, train=train, select=select, select_seed=seed)
 
     def record(self) -> dict[str, Any]:
         """What a head file keeps of it, JSON-able: enough to tell whether two runs saw the same images."""
@@ -92,12 +101,14 @@ class _Entry:
         views: one of `transforms.VIEWS`; None: the evaluation view, no augmentation.
         usage: of a kind: what its argument is, in capitals.
         full_name: of a kind: the argument as the head file keeps it.
+        columns: whether it is a table, whose columns can be named.
     """
 
     read: Callable[[Request], Found]
     views: str | None
     usage: str = ""
     full_name: Callable[[str], str] = str
+    columns: bool = False
 
 
 def _absolute(path: str) -> str:
@@ -122,8 +133,8 @@ DATA_SETS = {
 }
 PREFIXES = {
     "folder": _Entry(read_folder, CROP, "PATH", _absolute),
-    "hf": _Entry(read_hub, CROP, "NAME[:CONFIG]", full_hub_name),
-    "parquet": _Entry(read_parquet_path, CROP, "PATH", _absolute),
+    "hf": _Entry(read_hub, CROP, "NAME[:CONFIG]", full_hub_name, columns=True),
+    "parquet": _Entry(read_parquet_path, CROP, "PATH", _absolute, columns=True),
     "vtab": _Entry(read_vtab, None, "NAME"),  # whole images, as its protocol has it: a mirror changes some classes
     "fgvc": _Entry(read_fgvc, CROP, "NAME"),
 }
@@ -151,24 +162,29 @@ def load_data_set(
         split, image_column, label_column: as in `sources.found.Request`.
 
     Raises:
-        ValueError: unknown name, damaged files, or a split seed out of range.
+        ValueError: unknown name, damaged files, a split seed out of range, an official split where there is none, or
+            columns of what is no table.
         FileNotFoundError: the files are not there and were not downloaded.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; legal: {', '.join(SPLITS)}")
     entry, argument, name = _entry(name)
+    if (image_column or label_column) and not entry.columns:
+        raise ValueError(
+            f"{name} is no table, so there are no columns to name: leave --image_column and --label_column out"
+        )
     directory = Path(directory).expanduser()
     found = entry.read(Request(directory, argument, download, split, image_column, label_column))
     train, evaluation, select = found.train, found.eval, found.select
+    if evaluation is None and split == "official":
+        raise ValueError(f"{name} has no official split; take --split seeded")
     if evaluation is None:
         train, evaluation = split_off(train, EVAL_FRACTION, split_seed)
-    select_seed = split_seed if select_seed is None else select_seed
-    if select is None:
-        train, select = split_off(train, SELECT_FRACTION, select_seed)
-    return DataSet(
-        name, found.labels, train, select, evaluation, entry.views, found.source, split_seed, select_seed, split,
-        image_column, label_column,
+    data = DataSet(
+        name, found.labels, train, select or train, evaluation, entry.views, found.source, split_seed, split_seed,
+        split, image_column, label_column, unselected=None if select else train,
     )  # fmt: skip
+    return data.with_select_seed(split_seed if select_seed is None else select_seed)
 
 
 def _entry(name: str) -> tuple[_Entry, str, str]:

@@ -9,10 +9,15 @@ PLACE = ("time", "step", "epoch")
 
 
 class HeadLog:
-    """Writes rows of heads; without a log it does nothing, as in all processes but the main one."""
+    """Writes rows of heads; without a log it does nothing, as in all processes but the main one.
 
-    def __init__(self, log: RunLog | None, heads: Sequence[str]) -> None:
-        self.log, self.endings = log, {name: f"/{name}" if len(heads) > 1 else "" for name in heads}
+    Args:
+        heads: whose rows there will be.
+        alone: whether the log is of one head only, from its beginning to its end.
+    """
+
+    def __init__(self, log: RunLog | None, heads: Sequence[str], alone: bool) -> None:
+        self.log, self.endings = log, {name: "" if alone else f"/{name}" for name in heads}
 
     def write(
         self, rows: Mapping[str, Mapping[str, Any]], step: int, epoch: int, common: Mapping[str, Any] | None = None
@@ -24,12 +29,10 @@ class HeadLog:
 
 
 def metrics_of(metrics: Sequence[Mapping[str, Any]], head: str) -> list[dict[str, Any]]:
-    """The rows of one head as if it had been alone in the log."""
+    """The rows of one of several heads, as if it had been alone in the log."""
     ending = f"/{head}"
-    if not any(key.endswith(ending) for row in metrics for key in row):
-        return [dict(row) for row in metrics]
     found = [
         {key.removesuffix(ending): value for key, value in row.items() if key.endswith(ending) or key in PLACE}
         for row in metrics
     ]
-    return [row for row in found if len(row) > len(PLACE)]
+    return [row for row in found if row.keys() - set(PLACE)]

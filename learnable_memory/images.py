@@ -4,8 +4,9 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -92,8 +93,20 @@ class TableImages:
     def stamp(self, row: int) -> bytes:
         return f"{self.version} {row}".encode()
 
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        """int64 [rows]: bytes of each image, 0 where there is only a path."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        stored = self.table.data.column(self.column)
+        if pa.types.is_struct(stored.type):
+            stored = pc.struct_field(stored, "bytes")
+        return pc.fill_null(pc.binary_length(stored.cast(pa.large_binary())), 0).to_numpy()
+
     def identity(self, row: int) -> str:
-        return str(row)
+        # A row number alone would stay when the rows of a table change places.
+        return f"{row}, {self._sizes[row]} bytes"
 
     def describe(self, row: int) -> str:
         return f"row {row} of {self.name}"
@@ -104,7 +117,7 @@ class TableImages:
             stored = stored["bytes"] if stored["bytes"] is not None else stored["path"]
         if stored is None:
             raise ValueError("the row is empty")
-        return _decode(Path(stored) if isinstance(stored, str) else io.BytesIO(stored))
+        return _decode_file(Path(stored)) if isinstance(stored, str) else _decode(io.BytesIO(stored))
 
 
 class ImageFiles:
@@ -136,14 +149,22 @@ class ImageFiles:
         return str(self.path(row))
 
     def read(self, row: int) -> Image.Image:
-        return _decode(self.path(row))
+        return _decode_file(self.path(row))
 
 
-def _decode(file: Path | io.BytesIO) -> Image.Image:
-    """PIL opens lazily: only `load` finds a truncated file, and it lets go of the file handle."""
-    with Image.open(file) as image:
+def _decode(encoded: BinaryIO) -> Image.Image:
+    """PIL opens lazily: only `load` finds a truncated file.
+
+    Never given a path: PIL maps some uncompressed files then, and forgets how they are turned.
+    """
+    with Image.open(encoded) as image:
         image.load()
         return image
+
+
+def _decode_file(path: Path) -> Image.Image:
+    with path.open("rb") as file:
+        return _decode(file)
 
 
 class ImageSet(Dataset):

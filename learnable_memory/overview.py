@@ -55,12 +55,13 @@ def sampled_sizes(data: DataSet) -> str:
     images = []
     for split in (getattr(data, role) for role in ROLES):
         places = np.unique(np.linspace(0, len(split) - 1, min(SAMPLED, len(split))).round().astype(int))
-        images += [split.image(int(place)) for place in places]
-    sides = {name: sorted(getattr(image, name) for image in images) for name in ("width", "height")}
+        for image in (split.image(int(place)) for place in places):  # one at a time: photographs are large
+            images.append((image.width, image.height, image.mode))
+    sides = {name: sorted(image[axis] for image in images) for axis, name in enumerate(("width", "height"))}
     spread = ", ".join(
         f"{name} {found[0]:,} / {found[(len(found) - 1) // 2]:,} / {found[-1]:,}" for name, found in sides.items()
     )
-    modes = ", ".join(f"{count} {mode}" for mode, count in Counter(image.mode for image in images).most_common())
+    modes = ", ".join(f"{count} {mode}" for mode, count in Counter(mode for _, _, mode in images).most_common())
     return f"{len(images)} images looked at: {spread} pixels (smallest / median / largest); modes: {modes}"
 
 

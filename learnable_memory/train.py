@@ -130,7 +130,7 @@ class Run:
 def train(
     model, heads: Sequence[str], train_loader: DataLoader, select_loader: DataLoader,
     recipes: Recipe | Mapping[str, Recipe], log: RunLog | None = None, progress: bool = True, *,
-    checkpoint: Checkpoint | None = None, accelerator: "Accelerator | None" = None,
+    checkpoint: Checkpoint | None = None, accelerator: "Accelerator | None" = None, alone: bool | None = None,
 ) -> dict[str, Best]:  # fmt: skip
     """Train heads on one data set, all in the same pass, and leave each as it was after its best epoch.
 
@@ -142,11 +142,12 @@ def train(
         select_loader: the selection split, whole; the epoch with the best top-1 there is kept.
         recipes: one for all heads, or one for each; they must agree on the number of steps.
         log: metrics go there: `train/loss`, `train/lr`, `train/gradient_norm` and those of `Meter` every 10 steps,
-            `select/*` every epoch; with several heads each key of a head ends in `/{head}`.
+            `select/*` every epoch; unless it is `alone`, each key of a head ends in `/{head}`.
         progress: show a progress bar.
         checkpoint: the state is kept there; if it holds one already, training goes on from it. SIGTERM and Ctrl-C
             write it and raise `Interrupted`. The caller removes it when the results are safe.
         accelerator: the processes that share each batch; `log` and `progress` belong to the main one alone.
+        alone: whether the log is of one head only; None: as many as are trained here.
 
     Returns:
         For each head its best epoch, score and tensors. A head whose loss or gradient is not finite is stopped where it
@@ -165,7 +166,8 @@ def train(
     saver = _Saver(run, checkpoint, log, accelerator)
     saver.resume()
 
-    writer, meter = HeadLog(log, heads), Meter(steps, run.step, next(model.parameters()).device)
+    alone = len(heads) == 1 if alone is None else alone
+    writer, meter = HeadLog(log, heads, alone), Meter(steps, run.step, next(model.parameters()).device)
     total = _images(train_loader, steps)
     # Contexts, so that an error has its line for itself, and signals are what they were.
     with (
@@ -184,9 +186,15 @@ def train(
     return _leave_best(model, run.best)
 
 
-def finished_training(model, checkpoint: Checkpoint) -> dict[str, Best]:
-    """What `train` returned when it came to its end, and the heads as it left them, from its last checkpoint."""
-    heads = checkpoint.load()["run"]["heads"]
+def finished_training(model, checkpoint: Checkpoint) -> dict[str, Best] | None:
+    """What `train` returned when it came to its end, and the heads as it left them, from its last checkpoint.
+
+    None if the checkpoint is not of the end: a full disk may have kept an earlier one.
+    """
+    state = checkpoint.load()
+    if state is None or state["run"]["step"] < state["identity"]["steps"] or state["run"]["batch"]:
+        return None
+    heads = state["run"]["heads"]
     return _leave_best(model, {name: Best.from_state_dict(head["best"]) for name, head in heads.items()})
 
 

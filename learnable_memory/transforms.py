@@ -32,6 +32,7 @@ _READ = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_res
 _READ |= {"do_normalize", "image_mean", "image_std"}
 _HARMLESS = {"image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format"}
 _HARMLESS |= {"input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square", "pad_size"}
+_HARMLESS |= {"auto_map"}  # of another class's code, which is not asked
 
 Transform = Callable[[Image.Image], torch.Tensor]
 Step = Callable[[torch.Tensor], torch.Tensor]

@@ -18,7 +18,7 @@ from PIL import Image
 import vit_train
 import vit_validation
 from learnable_memory import broken, heads
-from learnable_memory.broken import find_broken, leave_out_broken
+from learnable_memory.broken import Inspector, find_broken, leave_out_broken
 from learnable_memory.commands import run_command
 from learnable_memory.data import DataSet, load_data_set
 from learnable_memory.images import EncodedImages, ImageSet
@@ -74,7 +74,6 @@ def test_whatever_a_decoder_raises_means_a_broken_image(error: Exception) -> Non
         PermissionError(errno.EACCES, "Permission denied"),
         OSError(errno.EIO, "Input/output error"),
         OSError(errno.EMFILE, "Too many open files"),
-        MemoryError(),
     ],
     ids=repr,
 )
@@ -148,7 +147,7 @@ def test_broken_images_leave_their_split_and_nothing_else_moves(photos: Path) ->
     whole = names_in(load(photos))
     spoiled = {role: names[1:3] for role, names in whole.items() if role != "select"}
     spoil(photos, [name for names in spoiled.values() for name in names])
-    data = leave_out_broken(load(photos), workers=0)
+    data = leave_out_broken(load(photos), Inspector(0))
     assert data.left_out == {**spoiled, "select": []}
     for role, names in names_in(data).items():
         assert names == [name for name in whole[role] if name not in data.left_out[role]]
@@ -162,7 +161,7 @@ def test_whole_data_is_left_as_it_is_and_known_to_be_checked(photos: Path, caplo
     before = load(photos)
     assert before.left_out is None
     with caplog.at_level(logging.INFO, "learnable_memory"):
-        after = leave_out_broken(before, workers=0)
+        after = leave_out_broken(before, Inspector(0))
     assert after.left_out == {"train": [], "select": [], "eval": []}
     assert names_in(after) == names_in(before)
     assert {role: getattr(after, role).hash for role in names_in(after)} == {
@@ -176,7 +175,7 @@ def test_whole_data_is_left_as_it_is_and_known_to_be_checked(photos: Path, caplo
 def test_only_the_splits_that_are_asked_for_are_looked_at(photos: Path) -> None:
     whole = names_in(load(photos))
     spoil(photos, [whole["train"][0], whole["eval"][0]])
-    data = leave_out_broken(load(photos), 0, ["eval"])
+    data = leave_out_broken(load(photos), Inspector(0), ["eval"])
     assert data.left_out == {"eval": whole["eval"][:1]}
     assert names_of(data.train) == whole["train"]
 
@@ -184,7 +183,7 @@ def test_only_the_splits_that_are_asked_for_are_looked_at(photos: Path) -> None:
 def test_the_log_counts_what_is_left_out_and_names_the_first(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
     spoiled = names_of(load(photos).train)[:5]
     spoil(photos, spoiled)
-    leave_out_broken(load(photos), workers=0)
+    leave_out_broken(load(photos), Inspector(0))
     (message,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert message.startswith("train: 5 of 21 images cannot be read and are left out: cannot read the image ")
     assert [name for name in spoiled if f"{photos / name} (" in message] == spoiled[:3]
@@ -196,13 +195,13 @@ def test_a_class_without_training_images_is_an_error(photos: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^no training image of bee in folder:.*photos can be read: repair some of them"
     ):
-        leave_out_broken(load(photos), workers=0)
+        leave_out_broken(load(photos), Inspector(0))
 
 
 def test_a_class_that_never_had_training_images_is_no_error(photos: Path) -> None:
     data = load(photos)
     ants = data.train.subset(np.flatnonzero(data.train.labels == 0))
-    assert len(leave_out_broken(dataclasses.replace(data, train=ants), workers=0).train) == len(ants)
+    assert len(leave_out_broken(dataclasses.replace(data, train=ants), Inspector(0)).train) == len(ants)
 
 
 @pytest.mark.parametrize(("role", "images"), [("train", 21), ("select", 3), ("eval", 6)])
@@ -210,7 +209,7 @@ def test_an_empty_split_is_an_error(photos: Path, role: str, images: int) -> Non
     spoil(photos, names_in(load(photos))[role])
     message = f"^none of the {images} images of folder:.*photos's {role} split can be read: repair them$"
     with pytest.raises(ValueError, match=message):
-        leave_out_broken(load(photos), workers=0)
+        leave_out_broken(load(photos), Inspector(0))
 
 
 def test_worker_processes_find_the_same_in_the_same_order(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +217,8 @@ def test_worker_processes_find_the_same_in_the_same_order(photos: Path, monkeypa
     monkeypatch.setattr(broken, "BATCH", 2)
     spoil(photos, names_of(load(photos).train)[::4])
     before = torch.get_rng_state()
-    alone = leave_out_broken(load(photos), workers=0)
-    helped = leave_out_broken(load(photos), workers=2)
+    alone = leave_out_broken(load(photos), Inspector(0))
+    helped = leave_out_broken(load(photos), Inspector(2))
     assert len(alone.left_out["train"]) == 6
     assert helped.left_out == alone.left_out
     assert names_in(helped) == names_in(alone)
@@ -251,7 +250,7 @@ def test_faults_of_the_machine_come_out_of_a_worker(photos: Path, monkeypatch: p
     missing = names_of(data.train)[2]
     (photos / missing).unlink()
     with pytest.raises(ValueError, match=missing):
-        leave_out_broken(data, workers=1)
+        leave_out_broken(data, Inspector(1))
 
 
 def test_the_record_counts_all_that_is_left_out_and_names_a_hundred(photos: Path) -> None:

@@ -15,10 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from families_reference import assert_same
-from learnable_memory.families import PlainViT, from_checkpoint_file, from_timm_names
+from learnable_memory.families import PlainViT, from_checkpoint_file, from_timm_names, timm_names
 from tiny import images
 
 WIDTH, LAYERS, SIDE, CLASSES = 64, 2, 4, 5  # 16x16 pixels, patches of 4x4
+
+
+@pytest.fixture(autouse=True)
+def tiny_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No published model is so narrow: one attention head."""
+    monkeypatch.setitem(timm_names.USUAL_HEADS, WIDTH, 1)
 
 
 def encoder(positions: int = 1 + SIDE**2, scales: Sequence[str] = (), width: int = WIDTH) -> dict[str, Tensor]:
@@ -159,7 +165,7 @@ def test_dinov2(tmp_path: Path) -> None:
     state = encoder(scales=DINOV2)
     plain = written(tmp_path / "dinov2.pth", state | {"mask_token": torch.ones(1, WIDTH)})
     assert plain.family == "DINOv2"
-    assert plain.config.base_layout == {"extra_tokens": 0, "readout": "class", "interpolation": "bicubic"}
+    assert plain.config.base_layout == {"extra_tokens": 0, "readout": "class", "interpolation": "bicubic_offset"}
     check(plain, state, with_class_token(state, images()), scales=DINOV2)
 
 
@@ -221,7 +227,7 @@ def test_moco_v3_linear_probe(tmp_path: Path) -> None:
     check(plain, state, with_class_token(state, images()), heads=16)
 
 
-@pytest.mark.parametrize(("width", "heads"), [(64, 1), (192, 3), (1280, 16)])
+@pytest.mark.parametrize(("width", "heads"), [(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 16)])
 def test_number_of_heads_by_width(width: int, heads: int) -> None:
     assert from_timm_names("x", encoder(width=width), "ViT").config.num_attention_heads == heads
 
@@ -317,8 +323,15 @@ def test_tensors_that_do_not_go_together(tmp_path: Path, change: dict[str, Tenso
 
 
 def test_unknown_number_of_heads(tmp_path: Path) -> None:
-    message = "is 96 wide, no multiple of 64: its number of attention heads is not known"
+    message = (
+        "is 96 wide, and does not say its number of attention heads; known without that: 192, 384, 768, 1024, 1280"
+    )
     refused(tmp_path / "x.pth", encoder(width=96), message)
+    state = encoder(width=384)
+    state["pos_embed"][:, 0] = 0  # fixed waves, as in MoCo v3, whose small ViT has 12 heads instead of 6
+    refused(
+        tmp_path / "y.pth", {"model": state}, "may be MoCo v3's small ViT, which has 12 attention heads, or another"
+    )
 
 
 def test_moco_v3_of_unknown_architecture(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_tensors_that_do_not_fit_are_named():
     ("layout", "message"),
     [
         ({"readout": "mean"}, "readout is 'mean'; legal: class, class.extra, class.mean"),
-        ({"interpolation": "cubic"}, "interpolation is 'cubic'; legal: bicubic, bicubic_antialias, bilinear_corners"),
+        ({"interpolation": "cubic"}, "interpolation is 'cubic'; legal: bicubic, bicubic_offset, bicubic_antialias"),
     ],
 )
 def test_unknown_layouts_are_refused(layout, message):
@@ -200,6 +200,47 @@ def test_google_positions_are_resized_as_scipy_does_it():
     grid = embeddings.position_embeddings[0, 1:].detach().view(4, 4, 32).numpy()
     theirs = zoom(grid, (7 / 4, 5 / 4, 1), order=1)  # 7 x 5 patches
     assert abs(ours.view(7, 5, 32).numpy() - theirs).max() < 1e-6
+
+
+def cubic_weights(new: int, old: int) -> torch.Tensor:
+    """[new, old]: cubic convolution (a = -0.75) at the places of DINO's scale, the border repeated; in float64."""
+    scale, a = (new + 0.1) / old, -0.75
+    weights = torch.zeros(new, old, dtype=torch.float64)
+    for row in range(new):
+        place = (row + 0.5) / scale - 0.5
+        for column in range(int(place // 1) - 1, int(place // 1) + 3):
+            x = abs(place - column)
+            near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+            weights[row, min(max(column, 0), old - 1)] += near if x <= 1 else far
+    return weights
+
+
+def test_dinov2_positions_are_resized_with_a_tenth_of_a_patch_added():
+    embeddings = model_with({"interpolation": "bicubic_offset"}).vit.embeddings
+    ours = embeddings.interpolate_pos_encoding(torch.zeros(1, 1, 32), 28, 8)[0, 1:].detach()
+    grid = embeddings.position_embeddings[0, 1:].detach().double().view(4, 4, 32)
+    expected = torch.einsum("rR,cC,RCd->rcd", cubic_weights(7, 4), cubic_weights(2, 4), grid)
+    assert (ours.view(7, 2, 32) - expected).abs().max() < 1e-5
+
+
+def test_a_base_of_oblong_images_cannot_be_resized_by_huggingfaces_code():
+    model = MemoryCapableViT(tiny_config(image_size=[16, 32]))
+    model.set_image_size((16, 32))
+    with pytest.raises(ValueError, match="resizes positions of square images only; this base takes 16x32"):
+        model.set_image_size(32)
+    converted = model_with({"extra_tokens": 1}, image_size=[16, 32])
+    converted.set_image_size((24, 8))
+    assert converted(torch.zeros(1, 3, 24, 8))["base"].logits.shape == (1, 5)
+
+
+def test_the_same_tensors_with_other_ways_of_resizing_are_other_bases():
+    tensors = model_with({}).state_dict()
+    prints = {
+        MemoryCapableViT.from_tensors(tiny_config(base_layout={"interpolation": way}), tensors).fingerprint
+        for way in ("bicubic", "bicubic_antialias", "bicubic_offset", "bilinear_corners")
+    }
+    stock = MemoryCapableViT.from_tensors(tiny_config(), tensors).fingerprint
+    assert len(prints) == 4 and stock in prints
 
 
 def test_antialiasing_is_a_way_of_its_own():
@@ -254,7 +295,7 @@ def test_heads_trained_at_one_size_answer_at_another():
 
 def test_another_kind_of_model_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
-    with pytest.raises(ValueError, match=r"is a 'dinov2' model, not a plain ViT\. What can be converted, .*read_base"):
+    with pytest.raises(ValueError, match=r"is a 'dinov2' model, not a plain ViT\. .*commands\.model\.open_base"):
         MemoryCapableViT.from_pretrained(tmp_path)
 
 

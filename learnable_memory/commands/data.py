@@ -92,7 +92,7 @@ def broken_images(data: DataSet, workers: int) -> list[str]:
     return [
         f"{role}: {reason}"
         for role, split in splits.items()
-        for reason in find_broken(split, workers, f"checking {role}").values()
+        for reason in find_broken(split, workers, f"checking {role}", all_faults=True).values()
     ]
 
 

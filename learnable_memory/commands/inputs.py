@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from learnable_memory.broken import leave_out_broken
+from learnable_memory.broken import Inspector, leave_out_broken
 from learnable_memory.config import RunOptions, TrainOptions
 from learnable_memory.data import DataSet, load_data_set
 from learnable_memory.evaluate import is_shared
@@ -21,13 +21,20 @@ from vit import BaseTokens, MemoryCapableViT
 logger = logging.getLogger(__name__)
 
 
-def chosen_data(options: TrainOptions, select_seed: int | None) -> DataSet:
-    """The data set that the options name; `select_seed` draws its selection split, None: `--split_seed`."""
+def chosen_data(options: TrainOptions, accelerator: Any = None) -> dict[int | None, DataSet]:
+    """The data set that the options name, once for each of `--data_seeds`, which draw its selection split.
+
+    Without `--data_seeds` the key is None, and the selection split that of `--split_seed`.
+    """
     data = load_data_set(
-        options.dataset, options.directory, options.split_seed, not options.no_download, select_seed,
+        options.dataset, options.directory, options.split_seed, not options.no_download,
         split=options.split, image_column=options.image_column, label_column=options.label_column,
     )  # fmt: skip
-    return leave_out_broken(data, options.workers) if options.on_bad_image == "skip" else data
+    found = {seed: data.with_select_seed(seed) for seed in options.data_seeds or ()} or {None: data}
+    if options.on_bad_image == "stop":
+        return found
+    inspector = Inspector(options.workers, accelerator)
+    return {seed: leave_out_broken(each, inspector) for seed, each in found.items()}
 
 
 def recorded_data(record: Mapping[str, Any], options: RunOptions) -> DataSet:
@@ -37,7 +44,9 @@ def recorded_data(record: Mapping[str, Any], options: RunOptions) -> DataSet:
         split=record.get("split", "seeded"), image_column=record.get("image_column"),
         label_column=record.get("label_column"),
     )  # fmt: skip
-    return leave_out_broken(data, options.workers, ["eval"]) if record.get("left_out") is not None else data
+    if record.get("left_out") is None:
+        return data
+    return leave_out_broken(data, Inspector(options.workers), ["eval"])
 
 
 def image_loader(

@@ -64,6 +64,10 @@ class Files:
         """Of one finished pass, with where in the log it ended."""
         return self.folder / f"outcomes{suffix}.json"
 
+    def splits(self, suffix: str) -> Path:
+        """What a pass is trained and evaluated on, by hash."""
+        return self.folder / f"splits{suffix}.json"
+
     def unfinished(self) -> list[Path]:
         return sorted([*self.folder.glob("checkpoint*.pt"), *self.folder.glob("outcomes*.json")])
 
@@ -71,7 +75,7 @@ class Files:
 def run(options: TrainOptions) -> int:
     """Train as the options say; leaves the best head's file, its curves and the run folder in `options.output`."""
     start_logging()
-    heads.HeadSpec(options.name, num_labels=1)  # a name that is not legal, before anything is loaded
+    check_name(options.name)
     files = Files(options)
     if finished(files):
         print(f"{options.name}: finished already, in {files.head}")
@@ -82,7 +86,7 @@ def run(options: TrainOptions) -> int:
         logging.getLogger("learnable_memory").setLevel(logging.WARNING)
     device = accelerator.device if is_shared(accelerator) else None
     model, preprocessing = load_base(options.base_model, options, device, options.image_size)
-    data_sets = {seed: chosen_data(options, seed) for seed in options.data_seeds or (None,)}
+    data_sets = chosen_data(options, accelerator)
 
     outcomes: list[Outcome] = []
     metadata: dict[str, dict] = {}
@@ -109,6 +113,14 @@ def run(options: TrainOptions) -> int:
     if is_main:
         leave(model, outcomes, metadata, files)
     return 0
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for what cannot be a head's name, before anything is loaded."""
+    try:
+        heads.HeadSpec(name, num_labels=1)
+    except ValueError as error:
+        raise ValueError(f"{error} Give another one with --name.") from None
 
 
 def finished(files: Files) -> bool:
@@ -160,17 +172,19 @@ class Pass:
         self.seed = options.seed if data_seed is None else data_seed
         self.suffix = "" if data_seed is None else f"_d{data_seed}"
         cells = grid.cells(options)
-        alone = len(cells) == 1 and len(options.data_seeds or (None,)) == 1
-        self.names = {options.name if alone else f"{options.name}-{cell.name}{self.suffix}": cell for cell in cells}
+        self.alone = len(cells) == 1 and len(options.data_seeds or (None,)) == 1
+        self.names = {
+            options.name if self.alone else f"{options.name}-{cell.name}{self.suffix}": cell for cell in cells
+        }
 
     def run(self, files: Files) -> list[Outcome]:
         """Train and evaluate; what is on disk of it already is not done again."""
         options, ending = self.options, files.outcomes(self.suffix)
         self._add_heads()
         self._announce()
+        self._check_splits(files.splits(self.suffix))
         checkpoint = Checkpoint(files.checkpoint(self.suffix), options.checkpoint_steps)
-        if options.resume and ending.exists():
-            finished_training(self.model, checkpoint)
+        if options.resume and ending.exists() and finished_training(self.model, checkpoint):
             return [Outcome.from_row(row) for row in json.loads(ending.read_text(encoding="utf-8"))["outcomes"]]
 
         inputs = TrainingInputs(
@@ -180,7 +194,7 @@ class Pass:
         recipes = self._recipes()
         best = train(
             self.model, list(self.names), *loaders, recipes, self.log, self.log is not None, checkpoint=checkpoint,
-            accelerator=self.accelerator,
+            accelerator=self.accelerator, alone=self.alone,
         )  # fmt: skip
 
         whole = [name for name in self.names if best[name].tensors and best[name].diverged_at is None]
@@ -193,9 +207,20 @@ class Pass:
             rows = {name: {f"eval/{key}": value for key, value in asdict(scores[name]).items()} for name in whole}
             chosen = grid.best(outcomes)
             steps = recipes[chosen.head].steps(len(loaders[0]))
-            HeadLog(self.log, list(self.names)).write(rows, steps, chosen.epoch)
+            HeadLog(self.log, list(self.names), self.alone).write(rows, steps, chosen.epoch)
             write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": self.log.position})
         return outcomes
+
+    def _check_splits(self, path: Path) -> None:
+        """A run goes on with the images that it began with: others would move between training and evaluation."""
+        splits = self.data.record()["splits"]
+        if self.options.resume and path.exists() and json.loads(path.read_text(encoding="utf-8")) != splits:
+            raise ValueError(
+                f"{self.options.dataset} has other images in its splits than when the run in {path.parent} began: "
+                "start anew with --overwrite."
+            )
+        if self.log is not None:
+            write_json(path, splits)
 
     def _add_heads(self) -> None:
         for name, cell in self.names.items():
@@ -251,7 +276,8 @@ def leave(
     def save(outcome: Outcome, path: Path, name: str) -> None:
         model.save_head(outcome.head, path, metadata[outcome.head], save_as=name)
 
-    metrics = metrics_of(read_metrics(files.folder / "metrics.jsonl"), chosen.head)
+    metrics = read_metrics(files.folder / "metrics.jsonl")
+    metrics = metrics if len(outcomes) == 1 else metrics_of(metrics, chosen.head)
     picture = plots.training_curves(metrics, options.output / f"{options.name}_curves.png", options.name)
     if len(outcomes) > 1:
         report_grid(outcomes, chosen, options)

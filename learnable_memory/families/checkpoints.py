@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from learnable_memory.transforms import Preprocessing
 
 # In MoCo v3's own vits.py, whose small one is no usual ViT-S.
 MOCO_HEADS = {"vit_small": 12, "vit_base": 12, "vit_large": 16, "vit_huge": 16}
+MOCO_SMALL = 384  # the width at which other ViTs have 6 heads
 MOCO_PREFIXES = ("module.base_encoder.", "module.momentum_encoder.")
 DISTRIBUTED = "module."
 
@@ -27,9 +29,9 @@ def from_checkpoint_file(path: Path) -> PlainViT:
       base encoder, as its linear probe takes it, and no classifier (`head` is a projector); of a linear probe both.
     - DeiT, DeiT III, MAE: {"model": ..}; DINO, DINOv2: the state dict itself.
 
-    Positions of other image sizes are made by bicubic interpolation, antialiased for registers, to an exact size. (DINO
-    and DINOv2 without registers give a scale with 0.1 patches added instead; HuggingFace leaves that out, and so does
-    this.)
+    Positions of other image sizes are made by bicubic interpolation: antialiased for DINOv2 with registers, to a scale
+    with 0.1 patches added for DINOv2 without (HuggingFace's conversion of it leaves that out). DINO does the same, but
+    its files cannot be told from those of DeiT, which goes to the exact size, and so does this.
 
     Raises:
         ValueError: the file is damaged, unsafe, or no plain ViT; the message says why.
@@ -44,6 +46,11 @@ def from_checkpoint_file(path: Path) -> PlainViT:
             f"known: {', '.join(MOCO_HEADS)}"
         )
     known = _recognise(state, is_moco=arch in MOCO_HEADS)
+    if known.family == "ViT-MAE" and state["cls_token"].shape[-1] == MOCO_SMALL:
+        raise ValueError(
+            f"{path} may be MoCo v3's small ViT, which has 12 attention heads, or another one with 6: give the "
+            "checkpoint that has its 'arch'"
+        )
     return from_timm_names(
         path, state, known.family, num_attention_heads=MOCO_HEADS.get(arch),
         interpolation=known.interpolation, preprocessing=known.preprocessing,
@@ -91,6 +98,12 @@ class Known(NamedTuple):
     preprocessing: Callable[[int, int], Preprocessing] = imagenet_preprocessing
 
 
+def deit_three_preprocessing(height: int, width: int) -> Preprocessing:
+    """At 384 pixels nothing is cut away, and at 224 an eighth; not so for files that saw ImageNet-21k."""
+    usual = imagenet_preprocessing(height, width)
+    return replace(usual, resize=(height, width)) if min(height, width) >= 384 else usual
+
+
 def _recognise(state: Mapping[str, Tensor], is_moco: bool) -> Known:
     """The family that a state dict is of, by what it alone has."""
     if is_moco:
@@ -98,9 +111,9 @@ def _recognise(state: Mapping[str, Tensor], is_moco: bool) -> Known:
     if "mask_token" in state and "blocks.0.ls1.gamma" in state:
         if "register_tokens" in state:
             return Known("DINOv2 with registers", "bicubic_antialias", dinov2_preprocessing)
-        return Known("DINOv2", preprocessing=dinov2_preprocessing)
+        return Known("DINOv2", "bicubic_offset", dinov2_preprocessing)
     if "blocks.0.gamma_1" in state:
-        return Known("DeiT III")
+        return Known("DeiT III", preprocessing=deit_three_preprocessing)
     if "dist_token" in state:
         return Known("DeiT, distilled")
     if "pos_embed" in state and not state["pos_embed"][:, 0].any():  # fixed waves, the class token at zero

@@ -119,7 +119,7 @@ def _load(folder: Path, name: str) -> tuple[Any, dict[str, Tensor]]:
             folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True,
             weights_only=True,
         )  # fmt: skip
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, KeyError) as error:
         raise unreadable(folder, error) from error
     finally:
         hf_logging.set_verbosity(verbosity)

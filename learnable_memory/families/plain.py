@@ -50,7 +50,7 @@ def plain_vit(
             `embeddings.position_embeddings` [1, 1 + P, D] are those of class token and patches alone.
         readout: what `classifier.weight` reads after the final norm: "class", the class token [D]; "class+extra", with
             it the first extra token [2D]; "class+mean", with it the mean of the patch tokens [2D].
-        interpolation: how the family resizes positions: "bicubic", "bicubic_antialias" or "bilinear_corners".
+        interpolation: how the family resizes positions: one of `vit.INTERPOLATIONS`.
         image_size: (height, width); left out: as many patches in each row as there are rows.
         id2label: the names of the classes, where they are known.
         preprocessing: (height, width) of the images in pixels -> what is usual in the family.

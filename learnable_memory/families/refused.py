@@ -97,6 +97,12 @@ def refuse_names(source: Path | str, names: Iterable[str]) -> None:
         found = [name for name in names if re.search(pattern, name)]
         if found:
             raise ValueError(f"{source} cannot be a base: {reason} (found {found[0]})")
+    elsewhere = [name for name in names if name.endswith(".cls_token")]
+    if elsewhere and "cls_token" not in names:
+        raise ValueError(
+            f"{source} has tensors of other names than timm's (found {elsewhere[0]}): give the folder with its "
+            "config.json"
+        )
     if "cls_token" not in names:
         raise ValueError(f"{source} cannot be a base: {NO_CLASS_TOKEN} (no cls_token among its tensors)")
 

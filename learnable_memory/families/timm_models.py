@@ -18,6 +18,10 @@ from learnable_memory.transforms import Preprocessing
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # best first
 # timm's and PyTorch's modules -> transformers' names.
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu"}
+# What an architecture may be told by a config; others of timm's arguments read files.
+ARGUMENTS = {"img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "init_values"}
+ARGUMENTS |= {"class_token", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size"}
+ARGUMENTS |= {"qk_norm", "global_pool", "num_classes", "act_layer", "norm_layer", "mlp_layer", "proj_bias"}
 # Of a config's entries, those that would send timm elsewhere for the weights.
 PLACES = {"source", "url", "file", "hf_hub_id", "hf_hub_filename", "state_dict"}
 
@@ -63,12 +67,15 @@ def _load(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     known = {field.name for field in fields(PretrainedCfg)} - PLACES
     settings = {**config.get("pretrained_cfg", config), **config}  # older files have one level, newer ones two
     arguments = {key: config[key] for key in ("num_classes", "global_pool") if key in config}
+    arguments |= config.get("model_args") or {}
+    if others := arguments.keys() - ARGUMENTS:
+        raise ValueError(f"{folder}: model_args has {', '.join(sorted(others))}; legal: {', '.join(sorted(ARGUMENTS))}")
     try:
         return timm.create_model(
             config["architecture"], pretrained=True,
             pretrained_cfg={key: value for key, value in settings.items() if key in known},
             pretrained_cfg_overlay={"state_dict": dict(read_checkpoint(weights))},
-            **{**arguments, **config.get("model_args", {})},
+            **arguments,
         ).eval()  # fmt: skip
     except (RuntimeError, KeyError, TypeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]

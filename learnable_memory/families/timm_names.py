@@ -31,6 +31,7 @@ RENAMES = {
     r"\.attn\.proj\.": ".attention.o_proj.",
 }
 SCALES = {r"\.(ls1\.gamma|gamma_1)$": ".attention.o_proj", r"\.(ls2\.gamma|gamma_2)$": ".mlp.fc2"}
+USUAL_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}  # by width, in all families of these names but MoCo v3
 Positions = Literal["patches", "class and patches", "all tokens"]
 # The decoder of MAE, and the token for masked patches.
 UNUSED = r"^mask_token$|^decoder_"
@@ -50,8 +51,7 @@ def from_timm_names(
 
     Args:
         source: where the tensors come from, for messages.
-        num_attention_heads: left out: D / 64, but 16 for D = 1280 (ViT-H), as in all sizes published in these families,
-            MoCo v3 apart.
+        num_attention_heads: left out: as usual for the width, see `USUAL_HEADS`.
         positions_of: which tokens `pos_embed` has positions for; the others' are zero. Left out: patches alone if their
             number is a square; else class and patches in DINOv2, all tokens in others.
         interpolation, image_size, id2label, preprocessing: as in `plain_vit`.
@@ -90,9 +90,12 @@ def from_timm_names(
 
 
 def _usual_heads(source: Path | str, width: int) -> int:
-    if width % 64:
-        raise ValueError(f"{source} is {width} wide, no multiple of 64: its number of attention heads is not known")
-    return 16 if width == 1280 else width // 64
+    if width not in USUAL_HEADS:
+        raise ValueError(
+            f"{source} is {width} wide, and does not say its number of attention heads; known without that: "
+            f"{', '.join(map(str, USUAL_HEADS))}"
+        )
+    return USUAL_HEADS[width]
 
 
 def _split_queries_keys_values(tensors: dict[str, Tensor]) -> None:

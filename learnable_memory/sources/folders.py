@@ -9,7 +9,8 @@ import numpy as np
 from learnable_memory.images import ImageFiles, ImageSet
 from learnable_memory.sources.found import Found, Request
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"}
+IMAGE_SUFFIXES |= {".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VALIDATION_FOLDERS = ("val", "valid", "validation")
 
 

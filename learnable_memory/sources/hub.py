@@ -1,5 +1,6 @@
 """Data sets of the HuggingFace hub, and folders in its layout."""
 
+import glob
 import re
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def read_hub(request: Request) -> Found:
         name = _absolute(name)
         if not Path(name).is_dir():
             raise FileNotFoundError(f"{shown}: {name} is not a folder")
+        if glob.has_magic(name):  # the library would take it for a pattern
+            raise ValueError(f"{shown}: {name} has one of the characters * ? [ in it: rename the folder")
     elif Path(name).is_dir():  # load_dataset would take it, and nobody would notice
         raise ValueError(f"{shown} is a folder here and maybe a name of the hub; for the folder write hf:./{name}")
     cache = request.root / (LOCAL_CACHE if local else HUB_CACHE)

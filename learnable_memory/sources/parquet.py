@@ -1,5 +1,6 @@
 """Parquet files: small data sets held in memory, read with pyarrow alone, and those of any size, left on disk."""
 
+import glob
 import json
 import re
 from pathlib import Path
@@ -75,7 +76,8 @@ def read_parquet_path(request: Request) -> Found:
     files = _split_files(path)
     for file in (file for split in files.values() for file in split):
         _check(file)
-    data_files = {split: [str(file) for file in files] for split, files in files.items()}
+    # The library takes paths for patterns.
+    data_files = {split: [glob.escape(str(file)) for file in files] for split, files in files.items()}
     try:
         splits = load_tables("parquet", request.root / LOCAL_CACHE, offline=True, data_files=data_files)
     except DatasetGenerationError as error:

@@ -205,7 +205,6 @@ def _class_numbers(what: str, labels: "pa.ChunkedArray", classes: "pa.Array") ->
     numbers = pc.index_in(labels, value_set=classes)
     unknown = labels.filter(pc.is_null(numbers)).unique().to_pylist()
     if unknown:
-        raise ValueError(
-            f"{what} has labels that are none of the {len(classes)} classes: {', '.join(map(str, sorted(unknown)))}"
-        )
+        shown = ", ".join(map(str, sorted(unknown)[:10])) + (f" and {len(unknown) - 10} more" if unknown[10:] else "")
+        raise ValueError(f"{what} has labels that are none of the {len(classes)} classes: {shown}")
     return numbers.to_numpy().astype(np.int64)
