@@ -1,6 +1,7 @@
 """What the model promises (design: two streams, exactness, gradients, freezing); heads as files are in tests/."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -479,6 +480,31 @@ def test_missing_and_unexpected_keys_are_errors(tmp_path):
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(ValueError, match="are damaged or cut short"):
         MemoryCapableViT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>not found</html>", b"garbage" * 100], ids=["empty", "html", "garbage"]
+)
+def test_damaged_pickles_are_errors_that_name_the_checkpoint(tmp_path, content):
+    tiny_config().save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=f"weights in {tmp_path} are damaged or cut short, or a pickle with more"
+    ) as error:
+        MemoryCapableViT.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it ran"),)
+
+    tiny_config().save_pretrained(tmp_path)
+    torch.save({"vit.embeddings.cls_token": Hostile()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="a pickle with more than tensors"):
+        MemoryCapableViT.from_pretrained(tmp_path)
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_asking_a_checkpoint_without_a_classifier_for_labels_is_an_error(tmp_path):

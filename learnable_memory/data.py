@@ -170,9 +170,7 @@ def load_data_set(
         raise ValueError(f"split is {split!r}; legal: {', '.join(SPLITS)}")
     entry, argument, name = _entry(name)
     if (image_column or label_column) and not entry.columns:
-        raise ValueError(
-            f"{name} is no table, so there are no columns to name: leave --image_column and --label_column out"
-        )
+        raise ValueError(f"{name} is no table: leave --image_column and --label_column out")
     directory = Path(directory).expanduser()
     found = entry.read(Request(directory, argument, download, split, image_column, label_column))
     train, evaluation, select = found.train, found.eval, found.select
@@ -180,9 +178,10 @@ def load_data_set(
         raise ValueError(f"{name} has no official split; take --split seeded")
     if evaluation is None:
         train, evaluation = split_off(train, EVAL_FRACTION, split_seed)
+    drawn = select is None
     data = DataSet(
-        name, found.labels, train, select or train, evaluation, entry.views, found.source, split_seed, split_seed,
-        split, image_column, label_column, unselected=None if select else train,
+        name, found.labels, train, train if drawn else select, evaluation, entry.views, found.source, split_seed,
+        split_seed, split, image_column, label_column, unselected=train if drawn else None,
     )  # fmt: skip
     return data.with_select_seed(split_seed if select_seed is None else select_seed)
 

@@ -217,7 +217,8 @@ def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_cached_timm_model_needs_no_processor(tmp_path: Path) -> None:
+def test_a_cached_timm_model_needs_no_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learnable_memory.bases._download", lambda *_: pytest.fail("asked the network"))
     snapshot = write_cache(tmp_path, "timm/vit", {"config.json": '{"architecture": "vit"}', "model.safetensors": ""})
     assert find_base("timm/vit", tmp_path) == snapshot
 
@@ -226,3 +227,31 @@ def test_the_base_that_ships_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = Path(__file__).resolve().parent.parent / SHIPPED_BASE
     assert find_base(SHIPPED_BASE, tmp_path, download=False) == shipped
+
+
+# ------------------------------------------------------------------------------------------------------------ safety
+def test_code_that_comes_with_a_processor_neither_runs_nor_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock_folder(tmp_path)
+    (tmp_path / "processing_mine.py").write_text("raise SystemExit('it ran')")
+    processor = {"image_processor_type": "Mine", "auto_map": {"AutoImageProcessor": "processing_mine.Mine"}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
+    with pytest.raises(
+        ValueError, match=r"cannot read .*preprocessor_config.json .*code that comes with a model is nev"
+    ):
+        preprocessing_of(tmp_path)
+
+
+def test_a_known_processor_may_name_code_that_is_not_run(tmp_path: Path) -> None:
+    ViTImageProcessor(size=48).save_pretrained(stock_folder(tmp_path))
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoImageProcessor": "mine.Mine"}}))
+    assert preprocessing_of(tmp_path).height == 48
+
+
+def test_a_converted_base_that_was_saved_without_its_processor_is_not_taken_for_googles(tmp_path: Path) -> None:
+    stock_folder(tmp_path, base_layout={"extra_tokens": 1})
+    with pytest.raises(ValueError, match=r"was converted from another family than ViT and has no preprocessor_config"):
+        preprocessing_of(tmp_path)

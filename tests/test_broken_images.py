@@ -318,3 +318,35 @@ def test_broken_images_are_skipped_and_counted_in_the_head(
     assert "images cannot be read and are left out: " in caplog.text
     capsys.readouterr()
     assert difference_in_validation(tmp_path / "models", capsys) == "+0.00"
+
+
+def test_a_header_that_claims_more_than_there_is_memory_for_is_a_broken_image() -> None:
+    (reason,) = broken_in(Faulty(MemoryError())).values()
+    assert "MemoryError" in reason
+
+
+def test_each_image_is_decoded_once_for_all_selection_seeds(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load(photos)
+    spoil(photos, names_of(data.train)[:2])
+    asked, look = [], broken.find_broken
+    monkeypatch.setattr(broken, "find_broken", lambda split, *more: asked.append(len(split)) or look(split, *more))
+    inspector = Inspector(0)
+    found = [leave_out_broken(data.with_select_seed(seed), inspector) for seed in (0, 1, 2)]
+    everything = len(data.train) + len(data.select) + len(data.eval)
+    assert sum(asked) == everything
+    alone = [leave_out_broken(data.with_select_seed(seed), Inspector(0)) for seed in (0, 1, 2)]
+    assert [names_in(each) for each in found] == [names_in(each) for each in alone]
+    assert len({each.select.hash for each in found}) == 3
+    for each in found:
+        assert len(each.left_out["train"]) + len(each.left_out["select"]) == 2
+
+
+def test_a_check_lists_missing_files_among_the_broken_ones(photos: Path) -> None:
+    data = load(photos)
+    first, second, third = names_of(data.train)[:3]
+    spoil(photos, [first, third])
+    (photos / second).unlink()
+    found = find_broken(data.train, workers=0, all_faults=True)
+    assert list(found) == [0, 1, 2] and second in found[1] and "FileNotFoundError" in found[1]
+    with pytest.raises(ValueError, match=second):
+        find_broken(data.train, workers=0)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 from transformers import ViTImageProcessor
 
@@ -17,7 +19,10 @@ import vit_train
 import vit_validation
 from learnable_memory import heads
 from learnable_memory.commands import run_command
+from learnable_memory.headlog import metrics_of
 from learnable_memory.runlog import read_metrics
+from pet_tables import PETS, encode
+from test_scenes import write_sun
 from tiny import tiny_base
 from vit import MemoryCapableViT
 
@@ -465,3 +470,59 @@ def test_real_images_together_with_digits_score_as_alone(tmp_path, capsys):
         assert together[name]["against the file"] == "+0.00"
     assert float(together["CIFAR100-new20"]["top-1"]) > 20  # chance is 5
     assert float(together["Digits"]["top-1"]) > 40  # chance is 10
+
+
+# ------------------------------------------------------------------------------------------------ names and selections
+@pytest.mark.parametrize("name", ["images", "loss", "top1"])
+def test_a_head_may_be_called_as_a_metric_is(name, base, colours, tmp_path):
+    train(base, tmp_path, "-d", f"folder:{colours}", "--name", name, "--max_steps", "2")
+    assert (tmp_path / f"{name}_model.safetensors").is_file()
+    rows = read_metrics(tmp_path / f"{name}_run" / "metrics.jsonl")
+    assert {"train/loss", "select/top1"} <= set().union(*rows)
+
+
+def test_the_curves_of_a_data_seed_are_its_own(base, colours, tmp_path):
+    train(base, tmp_path, "-d", f"folder:{colours}", "--data_seeds", "0", "1", "--max_steps", "2", "--name", "two")
+    rows = read_metrics(tmp_path / "two_run" / "metrics.jsonl")
+    heads_of = {key.rpartition("/")[2] for row in rows for key in row if key.startswith("select/top1")}
+    assert len(heads_of) == 2 and all(name.startswith("two-") for name in heads_of)
+    for name in heads_of:
+        assert [row["step"] for row in metrics_of(rows, name) if "select/top1" in row] == [2]
+
+
+def test_a_name_that_torch_needs_asks_for_another(base, colours, tmp_path, capsys):
+    line = [*QUICK, "--base_model", str(base), "--output", str(tmp_path), "-d", f"folder:{colours}", "--name", "train"]
+    assert run_command(vit_train.main, line) == 2
+    assert "'train' cannot be the name of a head" in (error := capsys.readouterr().err)
+    assert error.endswith("Give another one with --name.\n")
+
+
+def test_heads_of_both_splits_of_a_data_set_are_validated_on_their_own(base, tmp_path):
+    write_sun(tmp_path, partition=True)
+    where = ["--directory", str(tmp_path)]
+    for split in ("seeded", "official"):
+        train(base, tmp_path, "-d", "Sun", "--split", split, "--name", split, "--max_steps", "2", *where)
+    results = tmp_path / "results.json"
+    validate(tmp_path, "-m", "seeded", "official", "--output", str(results), *where)
+    rows = json.loads(results.read_text())["heads"]
+    assert [row["dataset"]["split"] for row in rows] == ["seeded", "official"]
+    assert [row["difference"] for row in rows] == [0, 0]
+    hashes = [row["dataset"]["splits"]["eval"]["hash"] for row in rows]
+    assert hashes[0] != hashes[1]
+
+
+def test_a_label_column_is_remembered(base, tmp_path):
+    """Two columns could be the labels: the one that was named is in the head, and validation takes it again."""
+    features = Features({"image": datasets.Image(), "animal": PETS, "mood": ClassLabel(names=["calm", "glad", "sad"])})
+    pictures = [{"bytes": encode(row), "path": None} for row in range(12)]
+    columns = {"image": pictures, "animal": [0, 1] * 6, "mood": [0, 1, 2] * 4}
+    Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "pets.parquet"))
+    name = f"parquet:{tmp_path / 'pets.parquet'}"
+    line = [*QUICK, "--base_model", str(base), "--output", str(tmp_path), "-d", name, "--directory", str(tmp_path)]
+    with pytest.raises(ValueError, match="name one of animal, mood with --label_column"):
+        vit_train.main(line)
+    assert vit_train.main([*line, "--label_column", "mood", "--max_steps", "2"]) == 0
+    assert heads.load(tmp_path / "pets_model.safetensors").metadata["labels"] == ["calm", "glad", "sad"]
+    results = tmp_path / "results.json"
+    validate(tmp_path, "-m", "pets", "--output", str(results), "--directory", str(tmp_path))
+    assert json.loads(results.read_text())["heads"][0]["difference"] == 0

@@ -387,3 +387,27 @@ def test_real_cifar100(tmp_path: Path) -> None:
         assert np.array_equal(np.array(whole), np.array(part))
     pixel_values, _ = next(iter(make_loader(data.eval, PREPROCESSING.eval_transform(), 64)))
     assert pixel_values.shape == (64, 3, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "Digits", "folder:DIR"])
+def test_columns_of_what_is_no_table_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"is no table: leave --image_column and --label_column out"):
+        load_data_set(name.replace("DIR", str(tmp_path)), tmp_path, download=False, label_column="label")
+
+
+@pytest.mark.parametrize(("name", "views"), [("vtab:kitti", None), ("fgvc:CUB", "resized_crop_flip")])
+def test_views_of_published_lists(tmp_path: Path, name: str, views: str | None) -> None:
+    """VTAB's protocol shows whole images; VPT's crops and mirrors the fine-grained ones."""
+    from test_benchmark_lists import write_fgvc, write_vtab
+
+    write_vtab(tmp_path)
+    write_fgvc(tmp_path)
+    assert load_data_set(name, tmp_path, download=False).views == views
+
+
+def test_another_selection_of_the_same_data_reads_nothing_again(tmp_path: Path) -> None:
+    data = load_data_set("Digits", tmp_path)
+    for seed in (0, 3):
+        drawn, read = data.with_select_seed(seed), load_data_set("Digits", tmp_path, select_seed=seed)
+        assert drawn.record() == read.record()
+        assert drawn.train.images is data.train.images

@@ -384,3 +384,9 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
         from_checkpoint_file(tmp_path / f"no_{name}")
+
+
+@pytest.mark.parametrize(("side", "resize"), [(56, (256,)), (96, (384, 384))])
+def test_deit_three_cuts_nothing_away_at_384(tmp_path: Path, side: int, resize: tuple[int, ...]) -> None:
+    state = encoder(positions=side**2, scales=("gamma_1", "gamma_2"))
+    assert written(tmp_path / "deit_3.pth", {"model": state}).preprocessing.resize == resize

@@ -3,7 +3,7 @@
 import pytest
 
 from learnable_memory.families import refuse
-from learnable_memory.families.refused import CONVERTED, REASONS, STOCK
+from learnable_memory.families.refused import CONVERTED, REASONS, STOCK, refuse_names
 
 
 @pytest.mark.parametrize("kind", [STOCK, *CONVERTED])
@@ -84,3 +84,10 @@ def test_architectures_of_timm(architecture: str, reason: str) -> None:
 )  # fmt: skip
 def test_architectures_of_timm_that_pass(architecture: str) -> None:
     assert refuse({"architecture": architecture}) is None
+
+
+def test_names_of_another_library_are_not_taken_for_a_missing_class_token() -> None:
+    with pytest.raises(
+        ValueError, match=r"other names than timm's \(found vit.embeddings.cls_token\): give the folder"
+    ):
+        refuse_names("x.safetensors", ["vit.embeddings.cls_token", "vit.layernorm.weight"])

@@ -255,3 +255,11 @@ def test_without_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModuleNotFoundError, match=r"timm is missing: pip install 'timm>=1\.0\.12'") as caught:
         from_timm(tmp_path)
     assert caught.value.name == "timm"
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_a_config_cannot_have_timm_read_other_files(tmp_path: Path, key: str) -> None:
+    """timm.create_model takes more than an architecture: before 1.0.13 it unpickles what checkpoint_path names."""
+    saved(made("vit_base_patch16_224"), tmp_path, "vit_base_patch16_224", {key: "elsewhere.bin"})
+    with pytest.raises(ValueError, match=f"model_args has {key}; legal: act_layer, class_token, "):
+        from_timm(tmp_path)

@@ -193,7 +193,7 @@ def test_image_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
     [
         (lambda root: None, FileNotFoundError, "folder:.*nowhere is not a folder"),
         (lambda root: root.mkdir(), ValueError, "nowhere has no class folders"),
-        (lambda root: (root / "ant").mkdir(parents=True), ValueError, "ant has no images .looked for .bmp, .gif,"),
+        (lambda root: (root / "ant").mkdir(parents=True), ValueError, "ant has no images .looked for .avif, .bmp,"),
         (lambda root: write_classes(root / "train", CLASSES), ValueError, "has train/ but neither val/ nor test/"),
         (lambda root: write_classes(root, {"ant": 1}), ValueError, "cannot hold out 20% of 1 images: no class has two"),
         (
@@ -226,3 +226,9 @@ def test_folder_errors(tmp_path: Path, prepare: Callable[[Path], object], error:
     with pytest.raises(error, match=message) as caught:
         load_data_set(f"folder:{tmp_path / 'nowhere'}", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_has_no_official_split(tmp_path: Path) -> None:
+    write_classes(tmp_path, CLASSES)
+    with pytest.raises(ValueError, match=r"folder:.* has no official split; take --split seeded"):
+        load_data_set(f"folder:{tmp_path}", tmp_path, split="official")

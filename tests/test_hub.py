@@ -208,3 +208,9 @@ def test_a_folder_of_image_files(tmp_path: Path) -> None:
     (tmp_path / "pets" / "test" / "dog" / "0.png").unlink()
     with pytest.raises(ValueError, match=r"image row 2 of split test of hf:.*FileNotFoundError.*dog/0.png"):
         found.eval.image(2)
+
+
+def test_a_folder_that_reads_like_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "pets[1]").mkdir()
+    with pytest.raises(ValueError, match=r"has one of the characters \* \? \[ in it: rename the folder"):
+        read_hub(Request(tmp_path, str(tmp_path / "pets[1]")))

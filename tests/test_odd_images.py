@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
+from learnable_memory.images import ImageFiles, ImageSet
 from learnable_memory.rgb import to_rgb
 from learnable_memory.transforms import VIEWS, Preprocessing
 from odd_images import (
@@ -136,3 +137,14 @@ def test_an_image_between_the_limit_and_twice_the_limit_is_read_and_warned_of(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 74)  # 150 pixels are more than twice as many
     with pytest.raises(ValueError, match=r"large\.png is too large to be decoded"):
         images.image(0)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "CMYK", "RGB"])
+def test_uncompressed_tiffs_are_upright_from_files_too(tmp_path: Path, mode: str) -> None:
+    """PIL maps some of them when it is given a path, and forgets the orientation."""
+    image = Image.new("I;16" if mode == "I;16" else mode, (20, 10))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn
+    image.save(tmp_path / "turned.tif", exif=exif)
+    stored = ImageSet(ImageFiles(tmp_path, ["turned.tif"]), np.zeros(1)).image(0)
+    assert to_rgb(stored).size == (10, 20)

@@ -1,14 +1,18 @@
 """Parquet files of any size, by their path."""
 
+import io
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, Features
+from PIL import Image
 
 from learnable_memory.sources.found import Request
 from learnable_memory.sources.parquet import read_parquet_path
-from pet_tables import encode, reds, refuse_network, table, write_pets
+from pet_tables import PETS, encode, reds, refuse_network, table, write_pets
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +96,28 @@ def test_parquet_whose_metadata_say_nothing(tmp_path: Path, as_struct: bool) -> 
     found = read_parquet_path(Request(tmp_path, str(tmp_path / "digits.parquet")))
     assert reds(found.train) == [5, 6, 7]
     assert found.labels == ["0", "4", "9"] and found.train.labels.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("folder", ["p*", "p[1]", "p?"])
+def test_a_path_is_no_pattern(tmp_path: Path, folder: str) -> None:
+    for name, rows in ((folder, [0, 1, 0]), ("pp", [1, 0]), ("p1", [1, 0])):
+        (tmp_path / name).mkdir()
+        table(0, rows).to_parquet(str(tmp_path / name / "train.parquet"))
+    found = read_parquet_path(Request(tmp_path / "cache", str(tmp_path / folder)))
+    assert found.train.labels.tolist() == [0, 1, 0]
+
+
+def test_rows_that_changed_places_are_another_split(tmp_path: Path) -> None:
+    """The labels stay as they are; the images of a class have other sizes."""
+    hashes = []
+    for name, order in (("one", [0, 1, 2, 3]), ("two", [2, 1, 0, 3])):
+        pictures = []
+        for side in order:
+            file = io.BytesIO()
+            Image.effect_noise((8 + 8 * side, 8), 50).save(file, "PNG")
+            pictures.append({"bytes": file.getvalue(), "path": None})
+        features = Features({"image": datasets.Image(), "label": PETS})
+        rows = Dataset.from_dict({"image": pictures, "label": [0, 1, 0, 1]}, features=features)
+        rows.to_parquet(str(tmp_path / f"{name}.parquet"))
+        hashes.append(read_parquet_path(Request(tmp_path, str(tmp_path / f"{name}.parquet"))).train.hash)
+    assert hashes[0] != hashes[1]

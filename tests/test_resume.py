@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import vit_train
 from learnable_memory import heads
 from learnable_memory import train as training
 from learnable_memory.checkpoint import Checkpoint, Interrupted
 from learnable_memory.commands import run_command
+from learnable_memory.commands import train as train_command
 from learnable_memory.evaluate import evaluate
 from learnable_memory.optim import Recipe
 from learnable_memory.runlog import RunLog, read_metrics
@@ -372,6 +374,43 @@ def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, c
     assert vit_train.main([*broken_off, "--resume"]) == 0
     assert capsys.readouterr().out == f"colours: finished already, in {head}\n"
     assert contents(tmp_path) == before
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_off, monkeypatch):  # noqa: F811
+    """A file that was added moves others between training and evaluation."""
+    photos = tmp_path / "photos"
+    for name in ("ant", "bee"):
+        (photos / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(photos / name / f"{number}.png")
+    flags = flags_of(base, photos, tmp_path / "out", "--checkpoint_steps", 1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_call(patch, training, "train_step", [2], kill)
+        vit_train.main(flags)
+    Image.new("RGB", (8, 8), (99, 0, 0)).save(photos / "ant" / "00.png")
+    line = fails(capsys, [*flags, "--resume"])
+    assert "has other images in its splits than when the run in" in line and line.endswith("anew with --overwrite.")
+    (photos / "ant" / "00.png").unlink()
+    assert vit_train.main([*flags, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_end_without_its_last_checkpoint_is_made_again(tmp_path, base, colours, monkeypatch, kept):  # noqa: F811
+    """A full disk may keep an earlier checkpoint, or none, beside scores that were written."""
+    flags = flags_of(base, colours, tmp_path, "--checkpoint_steps", 1)
+    assert vit_train.main(flags_of(base, colours, tmp_path / "whole")) == 0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_call(patch, training, "train_step", [8], kill)
+        vit_train.main(flags)
+    run = tmp_path / "colours_run"
+    early = (run / "checkpoint.pt").read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_call(patch, train_command, "leave", [1], kill)
+        vit_train.main([*flags, "--resume"])
+    assert (run / "outcomes.json").exists()
+    (run / "checkpoint.pt").write_bytes(early) if kept else (run / "checkpoint.pt").unlink()
+    assert vit_train.main([*flags, "--resume"]) == 0
+    assert same_tensors(tmp_path / "colours_model.safetensors", tmp_path / "whole" / "colours_model.safetensors")
 
 
 def test_overwrite_starts_an_interrupted_run_anew(tmp_path, base, colours, broken_off):  # noqa: F811
