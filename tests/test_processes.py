@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -240,6 +241,29 @@ def test_two_processes_and_a_rate_that_diverges(tmp_path, base, colours):  # noq
     assert found["best"] == expected["best"]
     diverged = [[cell["diverged_at"] for cell in each["cells"]] for each in (found, expected)]
     assert diverged[0] == diverged[1] and sum(step is not None for step in diverged[0]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", [False, True])
+def test_two_processes_leave_out_what_the_main_one_finds_broken(tmp_path, base, colours, gone):  # noqa: F811
+    photos = tmp_path / "colours"
+    shutil.copytree(colours, photos)
+    for name in ("blue/3.png", "red/7.png"):
+        (photos / name).write_bytes(b"")
+    flags = ("--on_bad_image", "skip", "--data_seeds", "0", "1")
+    if gone:  # a fault of the machine: the main process must not leave the other one waiting
+        target = photos / "green" / "5.png"
+        target.unlink()
+        target.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(AssertionError, match="symlink|FileNotFoundError|No such file"):
+            launch(flags_of(base, photos, tmp_path / "two", *flags))
+        return
+    assert vit_train.main(flags_of(base, photos, tmp_path / "one", *flags)) == 0
+    done = launch(flags_of(base, photos, tmp_path / "two", *flags))
+    assert_same_head(*(tmp_path / name / "colours_model.safetensors" for name in ("two", "one")))
+    left_out = heads.load(tmp_path / "two" / "colours_model.safetensors").metadata["dataset"]["left_out"]
+    assert sum(role["images"] for role in left_out.values()) == 2
+    assert done.stderr.count("cannot be read and are left out") <= 2 * 3  # the main process alone says it
 
 
 @pytest.mark.slow
