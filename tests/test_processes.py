@@ -255,7 +255,7 @@ def test_two_processes_leave_out_what_the_main_one_finds_broken(tmp_path, base, 
         target = photos / "green" / "5.png"
         target.unlink()
         target.symlink_to(tmp_path / "nowhere")
-        with pytest.raises(AssertionError, match="symlink|FileNotFoundError|No such file"):
+        with pytest.raises(AssertionError, match="No such file"):
             launch(flags_of(base, photos, tmp_path / "two", *flags))
         return
     assert vit_train.main(flags_of(base, photos, tmp_path / "one", *flags)) == 0

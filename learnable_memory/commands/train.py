@@ -134,7 +134,8 @@ def finished(files: Files) -> bool:
         if record.exists():
             before = json.loads(record.read_text(encoding="utf-8"))["options"]
             ours = json.loads(json.dumps(to_dict(options)))
-            differing = [f"--{key}" for key in ours if key not in OF_THE_MACHINE and before.get(key) != ours[key]]
+            kept = ours.keys() & before.keys() - set(OF_THE_MACHINE)  # an earlier version had fewer
+            differing = [f"--{key}" for key in ours if key in kept and before[key] != ours[key]]
             if differing:
                 raise ValueError(
                     f"--resume needs the options of the run in {files.folder}: {', '.join(differing)} differ."
