@@ -133,7 +133,7 @@ def test_half_a_list(root: Path) -> None:
 def test_species_without_images(root: Path) -> None:
     """Otherwise every class after it would have another number."""
     (root / "2017" / "Aves" / "Anas crecca").mkdir()
-    with pytest.raises(ValueError, match=r"2017/Aves/Anas crecca has no images .looked for .bmp"):
+    with pytest.raises(ValueError, match=r"2017/Aves/Anas crecca has no images .looked for .avif"):
         load_data_set("INaturalist", root.parent, download=False)
 
 

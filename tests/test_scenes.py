@@ -217,7 +217,7 @@ def test_damaged_lists_of_sun(tmp_path: Path, lines: list[str], error: type[Exce
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["/a/abbey", "/m/marsh"], r"SUN397/m/marsh has no images .looked for .bmp,"),
+        (["/a/abbey", "/m/marsh"], r"SUN397/m/marsh has no images .looked for .avif,"),
         (["/a/abbey", "/a/abbey"], r"abbey/sun_0000.jpg lies in two classes, a/abbey and a/abbey; keep one"),
         (["/a/apse", "/a/apse/indoor"], r"indoor/sun_0000.jpg lies in two classes, a/apse and a/apse/indoor; keep one"),
     ],
