@@ -744,7 +744,8 @@ class MemoryCapableViT(ViTForImageClassification):
         if min(height, width) < 1 or height % patch_height or width % patch_width:
             raise ValueError(
                 f"Images of {height}x{width} pixels cannot be cut into patches of {patch_height}x{patch_width}: "
-                "take multiples of these."
+                f"take multiples of these, such as {max(1, round(height / patch_height)) * patch_height}x"
+                f"{max(1, round(width / patch_width)) * patch_width}."
             )
         native = tuple(self.vit.embeddings.image_size)
         if (height, width) != native and native[0] != native[1] and type(self.vit.embeddings) is ViTEmbeddings:

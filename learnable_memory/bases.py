@@ -16,6 +16,7 @@ SHIPPED_BASE = "models/base-tiny"
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # best first; a sharded one has NAME.index.json instead
+CHECKPOINTS = (".bin", ".npz", ".pt", ".pth", ".safetensors", ".tar")  # endings that no model on the hub has
 NETWORK_TIMEOUT = 5.0  # seconds to the hub's first answer: enough to tell whether there is a network
 
 
@@ -128,6 +129,8 @@ def find_base(name_or_path: str, cache_dir: Path | None = None, download: bool =
         if not (place / CONFIG).is_file():
             raise ValueError(f"the base model folder {place} has no {CONFIG}; give a folder saved by save_pretrained")
         return place
+    if name_or_path.startswith(("/", ".", "~")) or place.suffix in CHECKPOINTS:
+        raise _not_found(name_or_path, cache_dir, "a path that is not there")
     cached = _find_in_cache(name_or_path, cache_dir)
     if cached and ((cached / PROCESSOR).is_file() or _is_timm(cached)):
         return cached

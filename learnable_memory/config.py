@@ -156,8 +156,8 @@ class TrainOptions(DataChoice, RunOptions):
     )
     on_bad_image: str = option(
         "stop",
-        "that cannot be decoded. stop: the run ends and names it; skip: all images are looked at first, and such ones "
-        "left out and counted",
+        "what to do about an image that cannot be decoded. stop: the run ends and names it; skip: all images are "
+        "looked at first, and such ones left out and counted",
         group="data",
         choices=("stop", "skip"),
     )

@@ -94,7 +94,9 @@ def _draw_accuracy(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     if not np.isfinite(top1).any():
         return
-    best = int(np.nanargmax(top1))
+    loss = column(metrics, "select/loss")[1]
+    # As training chooses: of equal accuracies the lower loss, and at last the earlier epoch.
+    best = int(np.lexsort((loss if len(loss) == len(top1) else -top1, -top1))[0])
     axes.plot(steps, top1, color=HEADS[0], marker="o", markersize=4, linewidth=1.5, label="selection split")
     axes.plot(
         steps[best], top1[best], "o", markersize=10, color=HEADS[0], fillstyle="none", label=f"best, {top1[best]:.1%}"

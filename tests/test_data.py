@@ -389,6 +389,11 @@ def test_real_cifar100(tmp_path: Path) -> None:
     assert pixel_values.shape == (64, 3, 16, 16)
 
 
+def test_digits_have_no_official_split(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Digits has no official split; take --split seeded"):
+        load_data_set("Digits", tmp_path, split="official")
+
+
 @pytest.mark.parametrize("name", ["CIFAR10", "Digits", "folder:DIR"])
 def test_columns_of_what_is_no_table_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"is no table: leave --image_column and --label_column out"):

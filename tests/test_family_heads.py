@@ -186,13 +186,31 @@ def test_heads_of_two_image_sizes_share_a_base(
     assert [row["difference"] for row in json.loads(results.read_text())["heads"]] == [0, 0]
 
 
+def test_a_base_whose_own_images_do_not_fit_its_patches(
+    tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The size is chosen in training, and validation needs no flag for it: the head knows."""
+    base = stock(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 18, "width": 18}).save_pretrained(base)
+    train = ["--dataset", f"folder:{colours}", "--base_model", str(base), "--output", str(tmp_path), *QUICK, "-e", "1"]
+    assert run_command(vit_train.main, train) == 2
+    error = capsys.readouterr().err
+    assert "The base's own images do not fit it. Images of 18x18 pixels cannot be cut into patches of 4x4" in error
+    assert error.rstrip().endswith("take multiples of these, such as 16x16. Choose a size with --image_size.")
+    assert vit_train.main([*train, "--image_size", "20"]) == 0
+    results = tmp_path / "results.json"
+    validate = ["--models_list", "colours", "--models_folder", str(tmp_path), "--output", str(results), *QUICK]
+    assert vit_validation.main(validate) == 0
+    assert json.loads(results.read_text())["heads"][0]["difference"] == 0
+
+
 def test_an_image_size_that_patches_do_not_fill_is_refused(
     tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture
 ) -> None:
     train = ["--dataset", f"folder:{colours}", "--base_model", str(stock(tmp_path)), "--output", str(tmp_path / "out")]
     assert run_command(vit_train.main, [*train, *QUICK, "--image_size", "18"]) == 2
     error = capsys.readouterr().err
-    assert "Images of 18x18 pixels cannot be cut into patches of 4x4: take multiples of these." in error
+    assert "--image_size is 18. Images of 18x18 pixels cannot be cut into patches of 4x4: take multiples of" in error
 
 
 @pytest.mark.parametrize(

@@ -113,3 +113,14 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
     loaded = "matplotlib.pyplot" in sys.modules
     plots.two_streams(tmp_path / "streams.png")
     assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+def test_of_equal_accuracies_the_epoch_that_training_chose_is_marked(tmp_path, drawn):
+    rows = [
+        {"step": step, "epoch": step, "train/loss": 1.0, "select/top1": 0.5, "select/loss": loss}
+        for step, loss in ((1, 0.9), (2, 0.7), (3, 0.8))
+    ]
+    plots.training_curves(rows, tmp_path / "curves.png", "Digits")
+    _, accuracy = drawn[0].axes
+    (ring,) = [line for line in accuracy.lines if line.get_fillstyle() == "none"]
+    assert list(ring.get_xdata()) == [2]

@@ -31,7 +31,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def open_base(
-    base: str, cache_dir: Path | None = None, download: bool = True, image_size: int | None = None
+    base: str, cache_dir: Path | None = None, download: bool = True, image_size: int | None = None, sized: bool = True
 ) -> tuple[MemoryCapableViT, Preprocessing]:
     """A base of any family by name, frozen and without heads, and how its pixels are made; the model takes their size.
 
@@ -40,6 +40,7 @@ def open_base(
         cache_dir: a HuggingFace cache; HuggingFace's own if left out.
         download: whether it may be fetched from the hub.
         image_size: the side of the images in pixels; None for the base's own.
+        sized: whether the model is to take images of that size at once; heads may ask for others.
 
     Raises:
         ValueError: it cannot be a base, it is damaged, or it cannot take images of this size.
@@ -57,16 +58,25 @@ def open_base(
     preprocessing = preprocessing_of(place, plain)
     if image_size is not None:
         preprocessing = preprocessing.at(image_size)
-    model.set_image_size((preprocessing.height, preprocessing.width))
+    if sized:
+        try:
+            model.set_image_size((preprocessing.height, preprocessing.width))
+        except ValueError as error:
+            whose = "The base's own images do not fit it" if image_size is None else f"--image_size is {image_size}"
+            raise ValueError(f"{whose}. {error} Choose a size with --image_size.") from None
     return model, preprocessing
 
 
 def load_base(
-    base: str, options: RunOptions, device: torch.device | None = None, image_size: int | None = None
+    base: str,
+    options: RunOptions,
+    device: torch.device | None = None,
+    image_size: int | None = None,
+    sized: bool = True,
 ) -> tuple[MemoryCapableViT, Preprocessing]:
     """`open_base`, as a run's options say; `device` stands for theirs."""
     cache = options.directory.expanduser() / "ceng502"
-    model, preprocessing = open_base(base, cache, not options.no_download, image_size)
+    model, preprocessing = open_base(base, cache, not options.no_download, image_size, sized)
     # A copy in bfloat16 instead of autocast, which would convert the frozen weights again in every step.
     model.to(device or resolve_device(options.device), getattr(torch, options.precision or "float32"))
     if options.compile:

@@ -287,7 +287,7 @@ def leave(
                 save(outcome, options.output / heads.file_name(outcome.head), outcome.head)
     save(chosen, files.head, options.name)
     # A process that was killed while it wrote leaves the half of a file.
-    for path in (*files.unfinished(), *files.folder.glob(".*.unfinished")):
+    for path in (*files.unfinished(), *files.folder.glob("splits*.json"), *files.folder.glob(".*.unfinished")):
         path.unlink()
     score, size = chosen.eval, files.head.stat().st_size / 1000
     which = "" if len(outcomes) == 1 else f" ({chosen.cell.name}, the best of {len(outcomes)} on select)"

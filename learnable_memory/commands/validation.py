@@ -40,7 +40,7 @@ def validate(options: ValidationOptions) -> list[dict]:
     if base is None:
         raise ValueError(f"{paths[0]} does not say which base it was trained on: name it with --base_model.")
     options = dataclasses.replace(options, precision=options.precision or common_precision(files.values()))
-    model, preprocessing = load_base(base, options)
+    model, preprocessing = load_base(base, options, sized=False)
     for path in parents_first(files):
         model.load_head(path)
 
@@ -115,6 +115,7 @@ def by_data_set(files: Sequence[dict], options: ValidationOptions) -> list[tuple
 
 def row(metadata: dict, data: DataSet, score: dict) -> dict:
     """What is known of a head after its evaluation, beside what its file says."""
+    seen = data.record()
     stored = metadata.get("metrics", {}).get("eval", {}).get("top1")
     if data.eval.hash != metadata["dataset"]["splits"]["eval"]["hash"]:
         logger.warning(
@@ -125,7 +126,8 @@ def row(metadata: dict, data: DataSet, score: dict) -> dict:
     return {
         "head": metadata["name"],
         "base": metadata["base"],
-        "dataset": data.record(),
+        # Of train and select it says what the head has seen: only eval was looked at here.
+        "dataset": {**metadata["dataset"], "splits": {**metadata["dataset"]["splits"], "eval": seen["splits"]["eval"]}},
         "memory_tokens": metadata["memory_tokens"],
         **score,
         "stored_top1": stored,

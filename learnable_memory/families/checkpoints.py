@@ -86,6 +86,10 @@ def unreadable(path: Path, error: Exception) -> ValueError:
             f"{path} holds {found[1]} beside its tensors, and such a pickle can run any code: where you trust it, "
             "load it and save its state dict alone with safetensors"
         )
+    if "weights_only" in str(error):  # torch's advice is to switch the check off
+        return ValueError(
+            f"cannot read {path}: it is no checkpoint, is damaged, or holds more than tensors; replace it"
+        )
     reason = " ".join(str(error).split())[:100]
     return ValueError(f"cannot read {path} ({reason}): it is damaged, or no checkpoint; replace it")
 

@@ -131,9 +131,15 @@ def read_fashion_subset() -> Found:
 
 # -------------------------------------------------------------------------------------------------------------- Digits
 def read_digits(request: Request) -> Found:
-    """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn; a fixed fifth is the evaluation split."""
+    """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn; a fixed fifth is the evaluation split.
+
+    Raises:
+        ValueError: the official split was asked for.
+    """
     from sklearn.datasets import load_digits
 
+    if request.split == "official":
+        raise ValueError("Digits has no official split; take --split seeded")
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # [n, 8, 8], values 0..16 -> 0..255
     everything = ImageSet(ArrayImages(pixels, "scikit-learn's digits"), digits.target)

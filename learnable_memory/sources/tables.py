@@ -75,6 +75,8 @@ def read_tables(name: str, splits: Mapping[str, Any], request: Request, source: 
     features = next(iter(splits.values())).features
     image = _image_column(name, features, request.image_column)
     label = _label_column(name, features, request.label_column)
+    if not hasattr(features[label], "names"):  # no ClassLabel: it may be anything
+        logger.info("%s: the column %s is taken for the labels", name, label)
     labels = {split: table.data.column(label) for split, table in splits.items()}
     roles = _roles(name, labels)
     classes, class_names = _classes(features[label], labels[roles["train"]])
