@@ -152,5 +152,7 @@ def test_from_its_archive(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_its_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"INaturalist: no 2017 in .*/datasets, and downloading is off; put"):
+    with pytest.raises(
+        FileNotFoundError, match=r"INaturalist: no 2017/SUPER/SPECIES/ in .*, and downloading is off; put"
+    ):
         load_data_set("INaturalist", tmp_path, download=False)

@@ -243,5 +243,5 @@ def test_sun_from_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_sun_without_its_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"Sun: no SUN397 in .*/datasets, and downloading is off; put the"):
+    with pytest.raises(FileNotFoundError, match=r"Sun: no SUN397/ with ClassName.txt and .*, and downloading is off"):
         load_data_set("Sun", tmp_path, download=False, split="official")

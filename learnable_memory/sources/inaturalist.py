@@ -31,7 +31,7 @@ def read_inaturalist(request: Request) -> Found:
         require_lists("INaturalist", lists, ANNOTATIONS)
     root = request.root / "2017"
     images = Remote(DATASET_URLS["2017"], DATASET_MD5["2017"], makes=("2017",), packed=("train_val_images",))
-    obtain("INaturalist", request, [images])
+    obtain("INaturalist", request, [images], expected="2017/SUPER/SPECIES/")
     classes = sorted(f"{group}/{species}" for group in subfolders(root) for species in subfolders(root / group))
     if not classes:
         raise ValueError(f"{root} has no folders SUPER/SPECIES/; delete it to download it again, or put them there")

@@ -72,7 +72,8 @@ def read_sun(request: Request) -> Found:
 
     root = request.root / "SUN397"
     # Before the lists are looked for: they lie inside the folder that a download makes.
-    obtain("Sun", request, [Remote(SUN397._DATASET_URL, SUN397._DATASET_MD5, makes=("SUN397",), packed=("SUN397",))])
+    archive = Remote(SUN397._DATASET_URL, SUN397._DATASET_MD5, makes=("SUN397",), packed=("SUN397",))
+    obtain("Sun", request, [archive], expected="SUN397/ with ClassName.txt and a/abbey/, ..")
     (folders,) = read_columns(root / "ClassName.txt", str)  # "/a/abbey": the class abbey, in the folder a/abbey
     classes = [folder[3:] for folder in folders]
     labels = label_folders(root, [folder[1:] for folder in folders])
