@@ -17,7 +17,7 @@ from learnable_memory.plots import FAINT, INK, save
 from learnable_memory.rgb import to_rgb
 from learnable_memory.transforms import Preprocessing
 
-CLASSES = 8
+ROWS = 8
 EPOCHS = 4  # training views of each image
 CELL, GAP, LABELS, HEAD = 1.5, 0.1, 1.8, 0.95  # inches: an image, between two, left of them, above them
 LETTERS, TITLE_LETTERS = 22, 80  # in a line of a class name, and of the data set's name
@@ -25,7 +25,7 @@ LONGEST_SIDE = 512  # pixels of a stored image as it is drawn
 
 
 def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.PathLike) -> Path:
-    """Draw a training image of up to eight classes, in a row each: as stored, its evaluation view, training views.
+    """Draw eight training images, of as many classes, in a row each: as stored, its evaluation view, training views.
 
     The training views are those of the first four epochs with `--seed 0`; a data set that is not augmented has none.
 
@@ -35,7 +35,7 @@ def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.Pa
     Raises:
         ValueError: an image that is to be shown cannot be read.
     """
-    shown = first_of_some_classes(data.train, CLASSES)
+    shown = some_images(data.train, ROWS)
     epochs = range(EPOCHS if data.views else 0)
     headings = ["stored", "evaluation", *(f"training, epoch {epoch + 1}" for epoch in epochs)]
     width = LABELS + len(headings) * (CELL + GAP)
@@ -68,11 +68,16 @@ def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.Pa
     return save(figure, path)
 
 
-def first_of_some_classes(image_set: ImageSet, most: int) -> list[int]:
-    """Indices of the first image of each class, of at most `most` classes, evenly spread from first to last."""
-    _, first = np.unique(image_set.labels, return_index=True)
-    chosen = np.linspace(0, len(first) - 1, min(most, len(first))).round().astype(int)
-    return first[chosen].tolist()
+def some_images(image_set: ImageSet, most: int) -> list[int]:
+    """Indices of at most `most` images: one of each of many classes, evenly spread, and several of each of few."""
+    classes = _spread(np.unique(image_set.labels), most)
+    each = max(1, most // len(classes))
+    return [int(i) for label in classes for i in _spread(np.flatnonzero(image_set.labels == label), each)]
+
+
+def _spread(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of them, evenly from first to last; a single one is the first."""
+    return values[np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)]
 
 
 def views(data: DataSet, preprocessing: Preprocessing, index: int, epochs: Sequence[int]) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from learnable_memory import contact_sheet as module
-from learnable_memory.contact_sheet import contact_sheet, first_of_some_classes, views, visible
+from learnable_memory.contact_sheet import contact_sheet, some_images, views, visible
 from learnable_memory.data import DataSet
 from learnable_memory.images import ArrayImages, ImageFiles, ImageSet
 from learnable_memory.loading import make_loader
@@ -54,15 +54,16 @@ def pictures(figure: Figure) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("labels", "most", "expected"),
     [
-        ([2, 0, 2, 0, 1], 8, [1, 4, 0]),  # by class
-        ([5, 9, 5], 8, [0, 1]),  # classes without images are passed over
+        ([2, 0, 2, 0, 1], 8, [1, 3, 4, 0, 2]),  # by class, two of each where there are two
+        ([5, 9, 5], 8, [0, 2, 1]),  # classes without images are passed over
         (list(range(15)), 8, [0, 2, 4, 6, 8, 10, 12, 14]),
         ([0, 0, 1, 1, 2, 2, 3, 3, 4], 3, [0, 4, 8]),  # the first, the middle and the last class
-        ([3, 3], 8, [0]),
+        ([3, 3], 8, [0, 1]),
+        ([4] * 20 + [6], 4, [0, 19, 20]),  # the first and the last of a class
     ],
 )
-def test_the_first_images_of_classes_spread_from_first_to_last(labels: list[int], most: int, expected: list[int]):
-    assert first_of_some_classes(in_memory(labels).train, most) == expected
+def test_images_are_spread_over_classes_and_in_them(labels: list[int], most: int, expected: list[int]):
+    assert some_images(in_memory(labels).train, most) == expected
 
 
 @pytest.mark.parametrize("preprocessing", [PLAIN, UNEVEN], ids=["plain", "uneven"])
@@ -95,7 +96,7 @@ def test_the_views_are_those_of_the_first_epochs_with_seed_0() -> None:
 
 
 def test_a_row_for_each_class_with_its_stored_image_and_its_views(tmp_path: Path, drawn: list[Figure]) -> None:
-    data = in_memory([0, 1, 2, 0], classes=["ant", "bee", "cow"])
+    data = in_memory([0, 1, 2], classes=["ant", "bee", "cow"])
     path = contact_sheet(data, PLAIN, tmp_path / "new" / "sheet.png")
     (figure,) = drawn
     with Image.open(path) as image:
