@@ -755,11 +755,17 @@ class MemoryCapableViT(ViTForImageClassification):
         self._image_size = (height, width)
 
     @property
-    def num_tokens(self) -> int:
-        """N, the base's tokens of an image of the present size."""
+    def patch_grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches in an image of the present size."""
         patch_height, patch_width = self.vit.embeddings.patch_embeddings.patch_size
         height, width = self.image_size
-        return 1 + self.layout.extra_tokens + (height // patch_height) * (width // patch_width)
+        return height // patch_height, width // patch_width
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the base's tokens of an image of the present size."""
+        rows, columns = self.patch_grid
+        return 1 + self.layout.extra_tokens + rows * columns
 
     @property
     def has_base_classifier(self) -> bool:

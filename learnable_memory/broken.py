@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from learnable_memory.data import DataSet
-from learnable_memory.evaluate import is_shared
+from learnable_memory.evaluate import is_main, is_shared
 from learnable_memory.images import ArrayImages, Images, ImageSet
 from learnable_memory.rgb import to_rgb
+from learnable_memory.wording import some
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,11 +47,6 @@ class Inspector:
         self.workers, self.accelerator = workers, accelerator
         self._known: dict[int, tuple[Images, np.ndarray, dict[int, str]]] = {}  # rows seen, and what is wrong with some
 
-    @property
-    def reports(self) -> bool:
-        """Whether this process is the one that talks."""
-        return self.accelerator is None or self.accelerator.is_main_process
-
     def find(self, split: ImageSet, description: str) -> dict[int, str]:
         """As `find_broken`."""
         unseen = split.images, np.zeros(len(split.images), dtype=bool), {}
@@ -68,7 +64,7 @@ class Inspector:
         from accelerate.utils import broadcast_object_list
 
         told: list[dict[int, str] | ValueError | None] = [None]
-        if self.reports:
+        if is_main(self.accelerator):
             try:
                 told = [find_broken(split, self.workers, description)]
             except ValueError as error:  # the others are waiting for an answer
@@ -96,7 +92,7 @@ def leave_out_broken(data: DataSet, inspector: Inspector, roles: Sequence[str] =
     for role in roles:
         split = getattr(data, role)
         broken = inspector.find(split, f"checking {role}")
-        if inspector.reports:
+        if is_main(inspector.accelerator):
             _report(role, len(split), list(broken.values()))
         kept[role] = split.subset(np.setdiff1d(np.arange(len(split)), list(broken)))
         left_out[role] = [split.identity(index) for index in broken]
@@ -195,8 +191,7 @@ def _check_classes(data: DataSet, train: ImageSet) -> None:
     """Raise ValueError if a class that had training images has none left."""
     lost = [data.labels[label] for label in np.setdiff1d(data.train.labels, train.labels)]
     if lost:
-        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
         raise ValueError(
-            f"no training image of {', '.join(lost[:SHOWN])}{more} in {data.name} can be read: repair some of them, or "
+            f"no training image of {some(lost, SHOWN)} in {data.name} can be read: repair some of them, or "
             "remove the class"
         )

@@ -99,6 +99,11 @@ class Places(Options):
     )
     no_download: bool = option(False, "stop where something is missing instead of downloading it", group="data")
 
+    @property
+    def base_cache(self) -> Path:
+        """The HuggingFace cache of base models."""
+        return self.directory / "ceng502"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataChoice(Options):

@@ -10,10 +10,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from learnable_memory import plots
 from learnable_memory.data import DataSet
 from learnable_memory.images import ImageSet
 from learnable_memory.loading import Views
-from learnable_memory.plots import FAINT, INK, save
+from learnable_memory.plots import FAINT, INK
 from learnable_memory.rgb import to_rgb
 from learnable_memory.transforms import Preprocessing
 
@@ -65,7 +66,7 @@ def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.Pa
             axes = figure.add_axes((left / width, bottom / height, CELL / width, CELL / height))
             axes.set_axis_off()
             axes.imshow(picture)
-    return save(figure, path)
+    return plots.save(figure, path)
 
 
 def some_images(image_set: ImageSet, most: int) -> list[int]:

@@ -5,7 +5,6 @@
 A further data set is one reader in `sources/` and one line in `DATA_SETS`.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +15,7 @@ from learnable_memory.images import ImageSet, split_off
 from learnable_memory.sources.benchmark_lists import read_fgvc, read_vtab
 from learnable_memory.sources.fine_grained import read_cub, read_flowers, read_pets
 from learnable_memory.sources.folders import read_folder
-from learnable_memory.sources.found import SPLITS, Found, Request
+from learnable_memory.sources.found import SPLITS, Found, Request, absolute
 from learnable_memory.sources.hub import full_hub_name, read_hub
 from learnable_memory.sources.imagenet import read_imagenet
 from learnable_memory.sources.inaturalist import read_inaturalist
@@ -29,6 +28,7 @@ from learnable_memory.sources.small import (
     read_fashion_mnist,
     read_mnist,
 )
+from learnable_memory.wording import unknown_data_set
 
 __all__ = ["DataSet", "ImageSet", "data_set_names", "load_data_set"]
 
@@ -87,7 +87,7 @@ class DataSet:
             "label_column": self.label_column,
             "left_out": self.left_out
             and {role: {"images": len(names), "names": names[:MOST_NAMES]} for role, names in self.left_out.items()},
-            "splits": {role: {"images": len(split), "hash": split.hash} for role, split in splits.items()},
+            "splits": {role: split.record() for role, split in splits.items()},
         }
 
 
@@ -111,10 +111,6 @@ class _Entry:
     columns: bool = False
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
-
-
 CROP = "resized_crop_flip"  # the paper's choice for all but CIFAR-100
 DATA_SETS = {
     "CIFAR10": _Entry(read_cifar10, "crop_flip"),
@@ -132,9 +128,9 @@ DATA_SETS = {
     "Sun": _Entry(read_sun, CROP),
 }
 PREFIXES = {
-    "folder": _Entry(read_folder, CROP, "PATH", _absolute),
+    "folder": _Entry(read_folder, CROP, "PATH", absolute),
     "hf": _Entry(read_hub, CROP, "NAME[:CONFIG]", full_hub_name, columns=True),
-    "parquet": _Entry(read_parquet_path, CROP, "PATH", _absolute, columns=True),
+    "parquet": _Entry(read_parquet_path, CROP, "PATH", absolute, columns=True),
     "vtab": _Entry(read_vtab, None, "NAME"),  # whole images, as its protocol has it: a mirror changes some classes
     "fgvc": _Entry(read_fgvc, CROP, "NAME"),
 }
@@ -195,12 +191,4 @@ def _entry(name: str) -> tuple[_Entry, str, str]:
         return PREFIXES[prefix], argument, f"{prefix}:{PREFIXES[prefix].full_name(argument)}"
     if name in DATA_SETS:
         return DATA_SETS[name], "", name
-    raise ValueError(_unknown(name))
-
-
-def _unknown(name: str) -> str:
-    legal = [*DATA_SETS, *(f"{prefix}:{entry.usage}" for prefix, entry in PREFIXES.items())]
-    lower_case = {known.lower(): known for known in legal}
-    close = difflib.get_close_matches(name.lower(), lower_case, n=1)
-    suggestion = f", did you mean {lower_case[close[0]]}?" if close else ";"
-    return f"unknown data set {name!r}{suggestion} legal: {', '.join(legal)}"
+    raise unknown_data_set(name, [*DATA_SETS, *(f"{prefix}:{entry.usage}" for prefix, entry in PREFIXES.items())])

@@ -38,6 +38,11 @@ def is_shared(accelerator: "Accelerator | None") -> bool:
     return accelerator is not None and accelerator.num_processes > 1
 
 
+def is_main(accelerator: "Accelerator | None") -> bool:
+    """Whether this process is the one that writes and talks."""
+    return accelerator is None or accelerator.is_main_process
+
+
 @torch.no_grad()
 def evaluate(
     model, loader: DataLoader, heads: Sequence[str], alongside: Sequence[str] = (), description: str | None = None, *,

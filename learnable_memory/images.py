@@ -197,13 +197,17 @@ class ImageSet(Dataset):
         """int64 [n]"""
         return self._all_labels[self.indices]
 
-    @property
+    @cached_property  # asked for once by each head of a grid, and a split may have millions of images
     def hash(self) -> str:
         """16 hex characters over which images belong to the split, in which order, and their labels."""
         digest = hashlib.sha256()
         for row, label in zip(self.indices, self.labels, strict=True):
             digest.update(f"{self.images.identity(int(row))}\0{label}\0".encode())
         return digest.hexdigest()[:16]
+
+    def record(self) -> dict[str, Any]:
+        """What tells this split from another, JSON-able: how many images, and their hash."""
+        return {"images": len(self), "hash": self.hash}
 
     @property
     def content_hash(self) -> str:

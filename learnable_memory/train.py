@@ -25,7 +25,7 @@ from learnable_memory.checkpoint import (
     set_random_state,
     stopping_on_signals,
 )  # fmt: skip
-from learnable_memory.evaluate import Score, evaluate, is_shared
+from learnable_memory.evaluate import Score, evaluate, is_main, is_shared
 from learnable_memory.headlog import HeadLog
 from learnable_memory.meter import Meter
 from learnable_memory.optim import HeadOptimizer, Recipe
@@ -344,7 +344,7 @@ class _Saver:
         self, run: Run, checkpoint: Checkpoint | None, log: RunLog | None, accelerator: "Accelerator | None"
     ) -> None:
         self.run, self.checkpoint, self.log = run, checkpoint, log
-        self.writes = accelerator is None or accelerator.is_main_process
+        self.writes = is_main(accelerator)
         self.shares = is_shared(accelerator)
         self.identity = run.identity()  # now, before any head diverges
 

@@ -1,6 +1,7 @@
 """A plain ViT as the tests of the families read it: stock layers, everything around them written out."""
 
 import re
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -80,3 +81,13 @@ def assert_same(plain: PlainViT, pixels: Tensor, tokens: Tensor, logits: Tensor 
         assert (found_logits is None) == (logits is None)
         if logits is not None:
             assert (found_logits - logits).abs().max() < bound
+
+
+class Evil:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

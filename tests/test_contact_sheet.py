@@ -10,7 +10,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from learnable_memory import contact_sheet as module
 from learnable_memory.contact_sheet import contact_sheet, some_images, views, visible
 from learnable_memory.data import DataSet
 from learnable_memory.images import ArrayImages, ImageFiles, ImageSet
@@ -28,19 +27,6 @@ def in_memory(labels: Sequence[int], name: str = "noise", classes: Sequence[str]
     images = ImageSet(ArrayImages(pixels, name), np.array(labels))
     classes = list(classes or (f"class {label}" for label in range(max(labels) + 1)))
     return DataSet(name, classes, images, images, images, "resized_crop_flip", "memory", 0, 0)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved while the test runs."""
-    found, save = [], module.save
-
-    def keep(figure, path):
-        found.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(module, "save", keep)
-    return found
 
 
 def texts(figure: Figure) -> list[str]:

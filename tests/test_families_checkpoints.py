@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from families_reference import assert_same
+from families_reference import Evil, assert_same
 from learnable_memory.families import PlainViT, from_checkpoint_file, from_timm_names, timm_names
 from tiny import images
 
@@ -359,14 +359,6 @@ def test_moco_v3_of_unknown_architecture(tmp_path: Path) -> None:
 )
 def test_files_without_a_state_dict(tmp_path: Path, content: object, message: str) -> None:
     refused(tmp_path / "x.pth", content, message)
-
-
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:

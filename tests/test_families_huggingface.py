@@ -32,7 +32,7 @@ from transformers import (
     ViTMSNModel,
 )
 
-from families_reference import assert_same, randomise
+from families_reference import Evil, assert_same, randomise
 from learnable_memory.families import PlainViT, from_huggingface
 from tiny import images, tiny_base
 
@@ -247,16 +247,6 @@ def test_half_of_deits_classifiers_is_an_error(tmp_path: Path) -> None:
     change_tensors(tmp_path, lambda t: [t.pop(f"distillation_classifier.{leaf}") for leaf in ("weight", "bias")])
     with pytest.raises(ValueError, match=r"missing: distillation_classifier\.bias, distillation_classifier\.weight;"):
         from_huggingface(tmp_path)
-
-
-class Evil:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_damaged_and_unsafe_weights(tmp_path: Path) -> None:

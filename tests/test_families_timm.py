@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from families_reference import assert_same, randomise
+from families_reference import Evil, assert_same, randomise
 from learnable_memory.families import from_timm
 from tiny import images
 
@@ -212,14 +212,6 @@ def test_folder_without_weights(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
         from_timm(tmp_path)
-
-
-class Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_nothing_in_a_pickle_is_run(tmp_path: Path) -> None:

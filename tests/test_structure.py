@@ -21,6 +21,7 @@ STANDARD_LIBRARY_ONLY = [
     "headlog.py",
     "options.py",
     "runlog.py",
+    "wording.py",
     "commands/__init__.py",
 ]
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}  # where the name to install is not the name to import

@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from learnable_memory.commands.model import open_base, start_logging
 
     start_logging()
-    cache = options.directory / "ceng502"
-    model, preprocessing = open_base(options.model, cache, not options.no_download, options.image_size)
+    model, preprocessing = open_base(options.model, options.base_cache, not options.no_download, options.image_size)
     rows = describe(model, preprocessing)
     width = max(map(len, rows))
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
@@ -46,9 +45,8 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
     """What the command prints: a name for each line, and its text."""
     from learnable_memory import cost
 
-    config, patches = model.config, model.vit.embeddings.patch_embeddings
-    patch_height, patch_width = patches.patch_size
-    rows, columns = model.image_size[0] // patch_height, model.image_size[1] // patch_width
+    config, (rows, columns) = model.config, model.patch_grid
+    patch_height, patch_width = model.vit.embeddings.patch_embeddings.patch_size
     shape = model.num_tokens, config.hidden_size, config.intermediate_size, config.num_hidden_layers
     patch_values = config.num_channels * patch_height * patch_width
     base = cost.base(*shape, patch_values, rows * columns)

@@ -81,7 +81,7 @@ def preprocessing_for(options: DataOptions) -> Preprocessing:
 
     if options.base_model is None:
         return Preprocessing(224, 224, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    return preprocessing_of(find_base(options.base_model, options.directory / "ceng502", not options.no_download))
+    return preprocessing_of(find_base(options.base_model, options.base_cache, not options.no_download))
 
 
 def broken_images(data: DataSet, workers: int) -> list[str]:

@@ -75,8 +75,7 @@ def load_base(
     sized: bool = True,
 ) -> tuple[MemoryCapableViT, Preprocessing]:
     """`open_base`, as a run's options say; `device` stands for theirs."""
-    cache = options.directory.expanduser() / "ceng502"
-    model, preprocessing = open_base(base, cache, not options.no_download, image_size, sized)
+    model, preprocessing = open_base(base, options.base_cache, not options.no_download, image_size, sized)
     # A copy in bfloat16 instead of autocast, which would convert the frozen weights again in every step.
     model.to(device or resolve_device(options.device), getattr(torch, options.precision or "float32"))
     if options.compile:

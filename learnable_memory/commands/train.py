@@ -20,7 +20,7 @@ from learnable_memory.commands.model import load_base, start_logging
 from learnable_memory.commands.processes import start_accelerator
 from learnable_memory.config import TrainOptions, to_dict
 from learnable_memory.data import DataSet
-from learnable_memory.evaluate import evaluate, is_shared
+from learnable_memory.evaluate import evaluate, is_main, is_shared
 from learnable_memory.grid import Cell, Outcome
 from learnable_memory.grid_plot import grid_accuracy
 from learnable_memory.headlog import HeadLog, metrics_of
@@ -81,8 +81,7 @@ def run(options: TrainOptions) -> int:
         print(f"{options.name}: finished already, in {files.head}")
         return 0
     accelerator = start_accelerator(options)
-    is_main = accelerator is None or accelerator.is_main_process
-    if not is_main:
+    if not is_main(accelerator):
         logging.getLogger("learnable_memory").setLevel(logging.WARNING)
     device = accelerator.device if is_shared(accelerator) else None
     model, preprocessing = load_base(options.base_model, options, device, options.image_size)
@@ -91,10 +90,12 @@ def run(options: TrainOptions) -> int:
     outcomes: list[Outcome] = []
     metadata: dict[str, dict] = {}
     mirror = accelerator.log if options.log_with else None
-    if is_main and not options.resume:
+    if is_main(accelerator) and not options.resume:
         for path in files.unfinished():
             path.unlink()
-    log = RunLog(files.folder, overwrite=True, resume_at=log_position(files), mirror=mirror) if is_main else None
+    log = None
+    if is_main(accelerator):
+        log = RunLog(files.folder, overwrite=True, resume_at=log_position(files), mirror=mirror)
     if accelerator is not None:
         accelerator.wait_for_everyone()
     try:
@@ -110,7 +111,7 @@ def run(options: TrainOptions) -> int:
             log.close()
         if options.log_with:
             accelerator.end_training()
-    if is_main:
+    if log is not None:
         leave(model, outcomes, metadata, files)
     return 0
 

@@ -115,7 +115,6 @@ def by_data_set(files: Sequence[dict], options: ValidationOptions) -> list[tuple
 
 def row(metadata: dict, data: DataSet, score: dict) -> dict:
     """What is known of a head after its evaluation, beside what its file says."""
-    seen = data.record()
     stored = metadata.get("metrics", {}).get("eval", {}).get("top1")
     if data.eval.hash != metadata["dataset"]["splits"]["eval"]["hash"]:
         logger.warning(
@@ -127,7 +126,7 @@ def row(metadata: dict, data: DataSet, score: dict) -> dict:
         "head": metadata["name"],
         "base": metadata["base"],
         # Of train and select it says what the head has seen: only eval was looked at here.
-        "dataset": {**metadata["dataset"], "splits": {**metadata["dataset"]["splits"], "eval": seen["splits"]["eval"]}},
+        "dataset": {**metadata["dataset"], "splits": {**metadata["dataset"]["splits"], "eval": data.eval.record()}},
         "memory_tokens": metadata["memory_tokens"],
         **score,
         "stored_top1": stored,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from learnable_memory import wording
 from learnable_memory.transforms import Preprocessing
 
 if TYPE_CHECKING:
@@ -110,9 +111,8 @@ def dinov2_preprocessing(height: int, width: int) -> Preprocessing:
 
 
 def some(names: set[str]) -> str:
-    """A list for an error message, not longer than somebody reads."""
-    listed = sorted(names)
-    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "") or "nothing"
+    """Names of tensors for an error message."""
+    return wording.some(sorted(names), 4) or "nothing"
 
 
 def _architecture(source: Path | str, tensors: dict[str, Tensor]) -> dict[str, object]:

@@ -1,13 +1,13 @@
 """Splits published as lists beside the images: VTAB-1k, and the fine-grained sets of Visual Prompt Tuning."""
 
-import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from learnable_memory.sources.found import Found, Request, naming
 from learnable_memory.sources.listed import label_listed, read_columns, split_sets
+from learnable_memory.wording import unknown_data_set
 
 # The training lists of VTAB-1k do not show every class (SUN-397 has 309 of 397), so that their number has to be known.
 VTAB_CLASSES = {
@@ -162,13 +162,10 @@ def _class_folders(file: Path, paths: Sequence[str], numbers: Sequence[int]) -> 
 
 
 # ---------------------------------------------------------------------------------------------------------------- both
-def _legal(kind: str, name: str, names: Iterable[str]) -> str:
-    legal = {known.lower(): known for known in names}
-    if name in legal.values():
-        return name
-    close = difflib.get_close_matches(name.lower(), legal, n=1)
-    suggestion = f", did you mean {kind}:{legal[close[0]]}?" if close else ";"
-    raise ValueError(f"unknown data set '{kind}:{name}'{suggestion} legal: {', '.join(legal.values())}")
+def _legal(kind: str, name: str, names: Collection[str]) -> str:
+    if name not in names:
+        raise unknown_data_set(name, names, f"{kind}:")
+    return name
 
 
 def _require(name: str, files: Sequence[Path], advice: str) -> None:

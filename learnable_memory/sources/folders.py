@@ -8,6 +8,7 @@ import numpy as np
 
 from learnable_memory.images import ImageFiles, ImageSet
 from learnable_memory.sources.found import Found, Request
+from learnable_memory.wording import some
 
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"}
 IMAGE_SUFFIXES |= {".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -55,17 +56,10 @@ def read_class_folders(root: Path, splits: Sequence[str]) -> tuple[list[ImageSet
         if not names:
             raise ValueError(f"{root / split} has no class folders; it should hold one folder of images for each class")
         if names != labels:
-            raise ValueError(
-                f"the classes in {root / split} and {root / splits[0]} differ: {_some(set(names) ^ set(labels))}"
-            )
+            differing = some(sorted(set(names) ^ set(labels)), 10)
+            raise ValueError(f"the classes in {root / split} and {root / splits[0]} differ: {differing}")
         image_sets.append(image_set(root, label_folders(root, [str(PurePosixPath(split, name)) for name in names])))
     return image_sets, labels
-
-
-def _some(names: set[str]) -> str:
-    """The first ten of them, and how many more there are."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(sorted(names)[:10]) + more
 
 
 # --------------------------------------------------------------------------------------------- for readers of any kind

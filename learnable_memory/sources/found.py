@@ -55,6 +55,11 @@ class Found:
     select: ImageSet | None = None
 
 
+def absolute(path: str) -> str:
+    """A path as it is kept in a head file: whole, `~` and links resolved."""
+    return str(Path(path).expanduser().resolve())
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Whatever goes wrong in reading `path` becomes a ValueError that names it."""

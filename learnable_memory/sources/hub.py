@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from learnable_memory.sources.found import Found, Request
+from learnable_memory.sources.found import Found, Request, absolute
 from learnable_memory.sources.tables import HUB_CACHE, LOCAL_CACHE, load_tables, read_tables, reason
 
 
@@ -25,7 +25,7 @@ def read_hub(request: Request) -> Found:
     name, _, config = request.argument.partition(":")
     local = _is_path(name)
     if local:
-        name = _absolute(name)
+        name = absolute(name)
         if not Path(name).is_dir():
             raise FileNotFoundError(f"{shown}: {name} is not a folder")
         if glob.has_magic(name):  # the library would take it for a pattern
@@ -48,15 +48,11 @@ def read_hub(request: Request) -> Found:
 def full_hub_name(argument: str) -> str:
     """NAME or NAME:CONFIG with the whole path of a folder; names of the hub stay as they are."""
     name, colon, config = argument.partition(":")
-    return (_absolute(name) if _is_path(name) else name) + colon + config
+    return (absolute(name) if _is_path(name) else name) + colon + config
 
 
 def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~"))
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
 
 
 def _revision(splits: dict[str, Any]) -> str | None:

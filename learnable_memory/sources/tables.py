@@ -9,6 +9,7 @@ import numpy as np
 
 from learnable_memory.images import ImageSet, TableImages
 from learnable_memory.sources.found import Found, Request
+from learnable_memory.wording import some
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -207,6 +208,6 @@ def _class_numbers(what: str, labels: "pa.ChunkedArray", classes: "pa.Array") ->
     numbers = pc.index_in(labels, value_set=classes)
     unknown = labels.filter(pc.is_null(numbers)).unique().to_pylist()
     if unknown:
-        shown = ", ".join(map(str, sorted(unknown)[:10])) + (f" and {len(unknown) - 10} more" if unknown[10:] else "")
+        shown = some(sorted(unknown), 10)
         raise ValueError(f"{what} has labels that are none of the {len(classes)} classes: {shown}")
     return numbers.to_numpy().astype(np.int64)

@@ -1,0 +1,22 @@
+"""Lists in error messages, not longer than somebody reads. Standard library only."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def some(items: Sequence[object], most: int) -> str:
+    """The first of some things that have an order, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
+def unknown_data_set(name: str, legal: Iterable[str], kind: str = "") -> ValueError:
+    """What to raise for a name that is not legal, with the one that may have been meant.
+
+    Args:
+        kind: what stands before each name, such as "vtab:"; the list of legal names goes without.
+    """
+    lower_case = {known.lower(): known for known in legal}
+    close = difflib.get_close_matches(name.lower(), lower_case, n=1)
+    suggestion = f", did you mean {kind}{lower_case[close[0]]}?" if close else ";"
+    return ValueError(f"unknown data set {kind + name!r}{suggestion} legal: {', '.join(lower_case.values())}")
