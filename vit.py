@@ -32,13 +32,14 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.models.vit.modeling_vit import ViTAttention, ViTEmbeddings, ViTLayer, eager_attention_forward
 from transformers.utils import logging as hf_logging
 
 from learnable_memory import heads as head_files
-from learnable_memory.heads import HeadSpec
+from learnable_memory.heads import HeadFile, HeadSpec
 
-__all__ = ["BaseTokens", "MemoryCapableViT", "SelfAttentionWithMemory", "build_attention_mask"]
+__all__ = ["BaseTokens", "HeadClassifier", "MemoryCapableViT", "SelfAttentionWithMemory", "build_attention_mask"]
 
 
 # ===================================================================================================== who sees what
@@ -254,9 +255,17 @@ class NormedTokens(NamedTuple):
         return values.unflatten(1, (len(weights), -1)).transpose(0, 1) + weights.sum(-1, keepdim=True) * bias
 
 
+class Cells(NamedTuple):
+    """Memory as class tokens ask it: keys and values [H, T, x, d], and mask [T, x], -inf where a list is shorter."""
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor
+
+
 def attend(
     attention: ViTAttention, query: Tensor, base: KeysAndValues | NormedTokens, own: tuple[Tensor, Tensor],
-    memory: tuple[Tensor, Tensor], graph: TaskGraph,
+    memory: Sequence[Cells], class_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention of the class tokens over the base's tokens, themselves, what they inherit, and their memory.
 
@@ -266,8 +275,9 @@ def attend(
     Args:
         query: [B, H, T, d]
         base: the N base tokens.
-        own, memory: keys and values, [B, H, T, d] and [H, M + 1, d] each, the last memory being what lists are padded
-            with.
+        own: keys and values of the class tokens, [B, H, T, d] each.
+        memory: inherited and own.
+        class_mask: as in `TaskGraph`.
 
     Returns:
         Values [B, H, T, d], and weights [B, H, T, columns] with 0 where nothing is seen. Columns: N base tokens,
@@ -277,21 +287,16 @@ def attend(
     scores = [base.scores(query)]  # [B, H, T, N]
     mixes = [base.mix]
 
-    def ask(cells: Padded, key: Tensor, value: Tensor) -> None:
-        """Each class token asks the memory that `cells.index` lists for it; key, value [H, M + 1, d]."""
-        if cells.index.shape[1]:
-            key, value = key[:, cells.index], value[:, cells.index]  # [H, T, x, d]
-            scores.append(torch.einsum("bhtd,htxd->bhtx", query, key) + cells.mask.to(query.dtype))
-            mixes.append(lambda weights: torch.einsum("bhtx,htxd->bhtd", weights, value))
-
-    if graph.class_mask is not None:
+    if class_mask is not None:
         others = own[0].detach(), own[1].detach()
-        scores.append(query @ others[0].transpose(-1, -2) + graph.class_mask.to(query.dtype))  # [B, H, T, T]
+        scores.append(query @ others[0].transpose(-1, -2) + class_mask.to(query.dtype))  # [B, H, T, T]
         mixes.append(lambda weights: weights @ others[1])
     scores.append((query * own[0]).sum(-1, keepdim=True))  # [B, H, T, 1]
     mixes.append(lambda weights: weights * own[1])
-    ask(graph.inherited_memory, memory[0].detach(), memory[1].detach())
-    ask(graph.memory, *memory)
+    for cells in memory:
+        if cells.mask.shape[1]:
+            scores.append(torch.einsum("bhtd,htxd->bhtx", query, cells.key) + cells.mask.to(query.dtype))
+            mixes.append(lambda weights, value=cells.value: torch.einsum("bhtx,htxd->bhtd", weights, value))
 
     weights = _softmax(torch.cat(scores, dim=-1))
     parts = weights.split([score.shape[-1] for score in scores], dim=-1)
@@ -348,6 +353,36 @@ class Head(nn.Module):
             return tensor.to(moved.device, torch.float32) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
         return super()._apply(keep_precision, recurse)
+
+
+class FoldedMemory(nn.Module):
+    """The memory's keys and values in all layers, computed once, of a model that learns no more.
+
+    Args:
+        tasks: T names of heads.
+        layers: what `MemoryCapableViT.cells` gives for them in each layer: inherited and own memory.
+    """
+
+    def __init__(self, tasks: Sequence[str], layers: Sequence[tuple[Cells, Cells]]) -> None:
+        super().__init__()
+        self.tasks = list(tasks)
+        for kind, cells in zip(("inherited", "own"), zip(*layers, strict=True), strict=True):
+            for what in ("key", "value"):
+                folded = torch.stack([getattr(layer, what) for layer in cells])  # [L, H, T, x, d]
+                self.register_buffer(f"{kind}_{what}", folded, persistent=False)
+
+    def cells(self, index: int, tasks: Sequence[str], graph: TaskGraph) -> tuple[Cells, Cells]:
+        """Of layer `index`, for these or some of these heads, whose graph this is."""
+        rows = slice(None) if tasks == self.tasks else [self.tasks.index(name) for name in tasks]
+
+        def chosen(key: Tensor, value: Tensor, lists: Padded) -> Cells:
+            longest = lists.mask.shape[1]  # of these heads: another's may be longer
+            return Cells(key[index, :, rows, :longest], value[index, :, rows, :longest], lists.mask)
+
+        return (
+            chosen(self.inherited_key, self.inherited_value, graph.inherited_memory),
+            chosen(self.own_key, self.own_value, graph.memory),
+        )
 
 
 # ==================================================================================================== other families
@@ -576,6 +611,7 @@ class MemoryCapableViT(ViTForImageClassification):
         if record.get("image_size"):
             self.set_image_size(record["image_size"])
         self.heads = nn.ModuleDict()
+        self.folded: FoldedMemory | None = None
         self._graphs: dict[tuple, TaskGraph] = {}
         self.requires_grad_(False)
         for spec in record.get("heads", ()):
@@ -663,6 +699,11 @@ class MemoryCapableViT(ViTForImageClassification):
         """
         if not isinstance(base, (ViTForImageClassification, ViTModel)):
             raise TypeError(f"from_base takes a ViTForImageClassification or a ViTModel, got {type(base).__name__}.")
+        return cls._around(base).requires_grad_(False).train(base.training)
+
+    @classmethod
+    def _around(cls, base: ViTForImageClassification | ViTModel) -> "MemoryCapableViT":
+        """A model without heads that shares the modules of `base`."""
         config = copy.deepcopy(base.config)
         config.learnable_memory = None
         with torch.device("meta"):
@@ -673,8 +714,7 @@ class MemoryCapableViT(ViTForImageClassification):
         model._fingerprint = shared or base_fingerprint(model.vit)  # now, before any cast
         model.base_id = getattr(base, "base_id", None) or base.config.name_or_path
         model._image_size = getattr(base, "_image_size", None)
-        model.requires_grad_(False)
-        return model.train(base.training)
+        return model
 
     @classmethod
     def from_tensors(
@@ -707,15 +747,17 @@ class MemoryCapableViT(ViTForImageClassification):
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in HuggingFace; the heads and the base's fingerprint are recorded in the config, so that they return."""
-        specs = [dataclasses.asdict(head.spec) for head in self.heads.values()]
-        self.config.learnable_memory = {
+        self.config.learnable_memory = self._record()
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def _record(self) -> dict:
+        return {
             "fingerprint": self.fingerprint,
             "saved_as": base_fingerprint(self.vit),
             "base_id": self.base_id,
             "image_size": self._image_size,
-            "heads": specs,
+            "heads": [dataclasses.asdict(head.spec) for head in self.heads.values()],
         }
-        return super().save_pretrained(save_directory, **kwargs)
 
     @property
     def fingerprint(self) -> str:
@@ -814,7 +856,7 @@ class MemoryCapableViT(ViTForImageClassification):
         if position.device.type != "meta":
             head.initialise(self.vit.embeddings.cls_token, std, generator)
         self.heads[name] = head
-        self._graphs.clear()
+        self._heads_changed()
         for ancestor in self.with_ancestors([name])[:-1]:
             self.heads[ancestor].requires_grad_(False)
         return list(head.parameters())
@@ -837,7 +879,11 @@ class MemoryCapableViT(ViTForImageClassification):
         if children:
             raise ValueError(f"{name} cannot be removed: {', '.join(children)} extend it. Remove those first.")
         del self.heads[name]
+        self._heads_changed()
+
+    def _heads_changed(self) -> None:
         self._graphs.clear()
+        self.folded = None  # slower from here, never wrong
 
     def train_only(self, names: Iterable[str]) -> list[nn.Parameter]:
         """Make the parameters of these heads, and no others, trainable, and return them.
@@ -852,6 +898,7 @@ class MemoryCapableViT(ViTForImageClassification):
                     f"{name} extends {', '.join(moving)}, which would move while it learns: train that first."
                 )
         self.requires_grad_(False)
+        self.folded = None  # it would not move with what is trained
         return [parameter.requires_grad_(True) for name in names for parameter in self.heads[name].parameters()]
 
     def concatenate(self, other: "MemoryCapableViT") -> None:
@@ -872,7 +919,7 @@ class MemoryCapableViT(ViTForImageClassification):
         device = self.vit.embeddings.cls_token.device
         for name, head in other.heads.items():
             self.heads[name] = copy.deepcopy(head).to(device)
-        self._graphs.clear()
+        self._heads_changed()
 
     def save_head(
         self, name: str, path: str | os.PathLike, metadata: Mapping | None = None, save_as: str | None = None
@@ -889,26 +936,44 @@ class MemoryCapableViT(ViTForImageClassification):
         size = self.config.hidden_size, self.config.num_hidden_layers
         head_files.save(path, head.tensors(), head_files.describe(spec, base, *size, parents))
 
-    def load_head(self, path: str | os.PathLike) -> str:
+    def load_head(self, source: str | os.PathLike | HeadFile) -> str:
         """Add the head in a file, frozen, and return its name.
+
+        Args:
+            source: a file with one head, or what `learnable_memory.heads` read from one.
 
         Raises FileNotFoundError or ValueError, as `learnable_memory.heads.load`; ValueError if it belongs to another
         base, its name is taken, or a head that it extends is absent or not the one that it was trained on.
         """
-        file = head_files.load(path)
+        file = source if isinstance(source, HeadFile) else head_files.load(source)
+        where = file.metadata["name"] if isinstance(source, HeadFile) else str(source)
         size = self.config.hidden_size, self.config.num_hidden_layers
-        head_files.check_base(file.metadata, self.fingerprint, *size, where=str(path))
+        head_files.check_base(file.metadata, self.fingerprint, *size, where=where)
         for parent in file.metadata["extends"]:
             here = self._hash(parent["name"]) if parent["name"] in self.heads else None
             if here != parent["hash"]:
                 what = "is not loaded" if here is None else "is loaded, but is not the one that it was trained on"
-                raise ValueError(f"{path} extends the head {parent['name']}, which {what}. Load that one's file first.")
+                raise ValueError(
+                    f"{where} extends the head {parent['name']}, which {what}. Load that one's file first."
+                )
         spec = head_files.spec_of(file.metadata)
         unseen = torch.Generator()  # what it draws is replaced; the global generator must not notice
         self.add_head(**dataclasses.asdict(spec), generator=unseen)
         self.heads[spec.name].load(file.tensors)
         self.heads[spec.name].requires_grad_(False)
         return spec.name
+
+    def load_heads(self, path: str | os.PathLike) -> list[str]:
+        """Add all heads of a file, frozen, and return their names; errors as in `load_head`, and then none is added."""
+        loaded = []
+        try:
+            for file in head_files.load_all(path):
+                loaded.append(self.load_head(file))
+        except ValueError:
+            for name in reversed(loaded):
+                self.remove_head(name)
+            raise
+        return loaded
 
     def _parents(self, spec: HeadSpec) -> list[dict[str, str]]:
         return [{"name": parent, "hash": self._hash(parent)} for parent in spec.extends]
@@ -937,6 +1002,39 @@ class MemoryCapableViT(ViTForImageClassification):
             if name in wanted:
                 wanted.update(self.heads[name].spec.extends)
         return [name for name in self.heads if name in wanted]
+
+    # --------------------------------------------------------------------------------------------------------- serve
+    @torch.no_grad()
+    def for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> "MemoryCapableViT":
+        """A frozen copy to serve: the memory's keys and values are computed once, the base's attention is fused (sdpa).
+
+        It shares the base's weights with this model, unless `dtype` is another one, and has its heads as they are now:
+        what is trained or added here later does not reach it. Heads added to the copy are answered, unfolded.
+
+        Args:
+            dtype: of the base and of what passes through it, such as torch.bfloat16; None for that of this model.
+            compile: let torch.compile translate it at the first call (minutes).
+        """
+        kept = {id(p): nn.Parameter(p.detach(), False) for m in (self.vit, self.classifier) for p in m.parameters()}
+        served = copy.deepcopy(self, kept)  # the memo stands for copies: new parameters on the same storage
+        served.requires_grad_(False).eval().to(dtype or self.vit.embeddings.cls_token.dtype)
+        served.set_attn_implementation("sdpa")
+        tasks = [name for name, head in served.heads.items() if head.spec.class_token]
+        if any(served.heads[name].memory for name in tasks):
+            graph = served._graph(tasks)
+            layers = range(served.config.num_hidden_layers)
+            served.folded = FoldedMemory(tasks, [served.cells(index, tasks, graph) for index in layers])
+        if compile:
+            served.compile()
+        return served
+
+    def classifier_for(self, name: str) -> "HeadClassifier":
+        """One head as a HuggingFace classifier, for `transformers.pipeline`, `Trainer` and the like.
+
+        It shares base and head with this model: training it trains the head here (`train_only([name])` first, if the
+        head was loaded). Raises KeyError for an unknown head.
+        """
+        return HeadClassifier.of(self, name)
 
     # ------------------------------------------------------------------------------------------------------- forward
     def forward(
@@ -1110,24 +1208,110 @@ class MemoryCapableViT(ViTForImageClassification):
         """
         layer: ViTLayer = self.vit.layers[index]
         attention = layer.attention
-        with_memory = [self.heads[name].memory[index] for name in tasks if self.heads[name].memory]
-        memory = torch.cat(with_memory) if with_memory else tokens.new_empty(0, tokens.shape[-1])
-        memory = memory.to(tokens.dtype)  # [M, D]
-        if graph.any_normed:
-            normed = layer.layernorm_before(memory)
-            memory = normed if graph.all_normed else torch.where(graph.normed[:, None], normed, memory)
         normed = layer.layernorm_before(tokens)
-        projections = (attention.k_proj, attention.v_proj)
-        own = tuple(_split(projection(normed), attention) for projection in projections)  # [B, H, T, d]
-        memory = F.pad(memory, (0, 0, 0, 1))  # [M + 1, D], the last row being the padding of TaskGraph
-        memory = tuple(_split(projection(memory), attention) for projection in projections)  # [H, M + 1, d]
-        query = _split(attention.q_proj(normed), attention)  # [B, H, T, d]
-        context, weights = attend(attention, query, seen, own, memory, graph)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        query, *own = (_split(projection(normed), attention) for projection in projections)  # [B, H, T, d]
+        memory = self.cells(index, tasks, graph)
+        context, weights = attend(attention, query, seen, tuple(own), memory, graph.class_mask)
         tokens = attention.o_proj(context.transpose(1, 2).flatten(2)) + tokens  # [B, T, D]
         return layer.mlp(layer.layernorm_after(tokens)) + tokens, weights
+
+    def cells(self, index: int, tasks: Sequence[str], graph: TaskGraph) -> tuple[Cells, Cells]:
+        """The memory that each of `tasks` sees in layer `index`, inherited (detached) and own."""
+        if self.folded is not None:
+            return self.folded.cells(index, tasks, graph)
+        layer: ViTLayer = self.vit.layers[index]
+        attention, norm = layer.attention, layer.layernorm_before
+        with_memory = [self.heads[name].memory[index] for name in tasks if self.heads[name].memory]
+        memory = torch.cat(with_memory) if with_memory else norm.weight.new_empty(0, self.config.hidden_size)
+        memory = memory.to(norm.weight.dtype)  # [M, D]
+        if graph.any_normed:
+            normed = norm(memory)
+            memory = normed if graph.all_normed else torch.where(graph.normed[:, None], normed, memory)
+        memory = F.pad(memory, (0, 0, 0, 1))  # [M + 1, D], the last row being the padding of TaskGraph
+        key, value = (_split(projection(memory), attention) for projection in (attention.k_proj, attention.v_proj))
+
+        def gather(lists: Padded, key: Tensor, value: Tensor) -> Cells:  # key, value [H, M + 1, d]
+            return Cells(key[:, lists.index], value[:, lists.index], lists.mask)
+
+        return gather(graph.inherited_memory, key.detach(), value.detach()), gather(graph.memory, key, value)
 
     def _classify(self, name: str, features: Tensor) -> Tensor:
         """[B, D] -> float32 logits [B, C], also under autocast"""
         classifier = self.heads[name].classifier
         with torch.autocast(features.device.type, enabled=False):
             return classifier(features.to(classifier.weight.dtype))
+
+
+class HeadClassifier(MemoryCapableViT):
+    """One head, behaving as a `ViTForImageClassification` of its classes; made by `classifier_for`.
+
+    `config.num_labels`, `id2label` and `label2id` are the head's. On disk it is a MemoryCapableViT with this head and
+    those that it extends, from which either class reads it back.
+    """
+
+    @classmethod
+    def of(cls, model: MemoryCapableViT, name: str) -> "HeadClassifier":
+        """As `MemoryCapableViT.classifier_for`."""
+        spec = model._head(name).spec
+        classifier = cls._around(model)
+        for member in model.with_ancestors([name]):
+            classifier.heads[member] = model.heads[member]
+        classifier.head_name, classifier.base_config = name, model.config
+        classifier.loss_type = "ForImageClassification"  # which HuggingFace guesses from the name of the class
+        labels = spec.metadata.get("labels") or [f"LABEL_{i}" for i in range(spec.num_labels)]
+        classifier.config.id2label = dict(enumerate(labels))  # and with it num_labels
+        classifier.config.label2id = {label: i for i, label in enumerate(labels)}
+        classifier.config.problem_type = "single_label_classification"
+        classifier.num_labels = spec.num_labels
+        return classifier.train(model.training)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, head: str | None = None, **kwargs):
+        """As `MemoryCapableViT.from_pretrained`, then `classifier_for(head)`; `head` may be left out if it was saved
+        from a classifier, or has only one. Raises ValueError if it has several."""
+        model = MemoryCapableViT.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, *info = model if isinstance(model, tuple) else (model,)
+        saved = model.config.learnable_memory or {}
+        name = head or saved.get("answers") or (model.head_names[0] if len(model.heads) == 1 else None)
+        if name is None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has {len(model.heads)} heads ({', '.join(model.heads) or 'none'}): "
+                "say which with head=..."
+            )
+        return (cls.of(model, name), *info) if info else cls.of(model, name)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As MemoryCapableViT: the base's own configuration and classifier stay what they are."""
+        ours, self.config = self.config, copy.deepcopy(self.base_config)
+        try:
+            return super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config = ours
+
+    def _record(self) -> dict:
+        return {**super()._record(), "answers": self.head_name}
+
+    def forward(
+        self, pixel_values: Tensor, labels: Tensor | None = None, output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None, interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None, **kwargs,
+    ) -> ImageClassifierOutput | tuple:  # fmt: skip
+        """As `ViTForImageClassification.forward`: pixel_values [B, channels, height, width], labels int64 [B].
+
+        `logits` are [B, C], float32; `loss` is the mean cross entropy, if there are labels. `kwargs` go to
+        HuggingFace's loss (`num_items_in_batch` of its Trainer).
+        """
+        answers = super().forward(
+            pixel_values, [self.head_name], with_base=False, interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=bool(output_hidden_states), output_attentions=bool(output_attentions),
+        )  # fmt: skip
+        output = answers[self.head_name]
+        if labels is not None:  # a new one, for the loss has to come first in its tuple
+            loss = self.loss_function(labels, output.logits, self.config, **kwargs)
+            output = ImageClassifierOutput(loss, output.logits, output.hidden_states, output.attentions)
+        return output if return_dict in (None, True) else output.to_tuple()
+
+
+# The pipeline looks for a model's class name here, and would call this one unsupported on every start.
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[HeadClassifier.__name__] = HeadClassifier.__name__

@@ -30,6 +30,7 @@ from learnable_memory.options import (
 __all__ = [
     "DataChoice",
     "Places",
+    "PredictOptions",
     "RunOptions",
     "TrainOptions",
     "ValidationOptions",
@@ -47,6 +48,7 @@ DATA_SET_NAMES = (
     "a data set by name (CIFAR100, Digits, ...), folder:PATH with a folder for each class, hf:NAME[:CONFIG] of the "
     "hub, parquet:PATH, vtab:NAME or fgvc:NAME"
 )
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 SEED = between(0, 2**32 - 1)
 DEVICE = matching(r"auto|cpu|(cuda|mps|xpu)(:\d+)?", "auto, cpu, cuda, mps or xpu, with a number if wanted (cuda:1)")
 # A head's name becomes part of file names and parameter names, and "base" is what the base model answers under.
@@ -202,6 +204,14 @@ class TrainOptions(DataChoice, RunOptions):
         legal=SEED,
         default_help="that of --seed",
     )
+    extends: tuple[str, ...] | None = option(
+        None,
+        "heads that it is built on: it sees their class tokens and memory too, and they stay as they are; names in "
+        "--output, or files",
+        group="head",
+        legal=NOT_EMPTY,
+        default_help="none",
+    )
     memory_norm: bool = option(True, "pass the memory through each layer's first norm, as the paper does", group="head")
 
     epochs: int = option(20, "passes over the data", flags=("-e", "--epochs"), group="training", legal=at_least(1))
@@ -276,6 +286,8 @@ class TrainOptions(DataChoice, RunOptions):
                 f"--number_of_memory_tokens is {_list(self.number_of_memory_tokens)}, but --regimes "
                 f"{_list(self.regimes)} has no memory: leave one of the two out."
             )
+        if self.extends and "head" in self.regimes:
+            raise ValueError("--extends needs a class token, which a linear probe does not have: leave --regimes head.")
         if self.seeds is None:
             self._set("seeds", (self.seed,))
         if self.precision is None:
@@ -284,7 +296,7 @@ class TrainOptions(DataChoice, RunOptions):
             self._set("views", 1)
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a run and --overwrite starts it anew: give one of them.")
-        for name in ("number_of_memory_tokens", "regimes", "lr", "seeds", "data_seeds"):
+        for name in ("number_of_memory_tokens", "regimes", "lr", "seeds", "data_seeds", "extends"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise ValueError(f"--{name} is {_list(values)}: name each value once.")
@@ -339,3 +351,48 @@ class ValidationOptions(RunOptions):
         """For each head of `models_list`, how many memory tokens it must have; None: any number."""
         counts = self.number_of_memory_tokens or (None,)
         return counts * len(self.models_list) if len(counts) == 1 else counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(RunOptions):
+    """What `vit_predict.py` does: it puts heads together and shows what each says of images, in one model."""
+
+    images: tuple[str, ...] = option(
+        help="image files, folders with such files in or below them, or patterns such as 'photos/*.jpg'",
+        flags=("IMAGE",),
+        group="images",
+        legal=matching(r"(?s).+", "a file, a folder or a pattern"),
+    )
+    on_bad_image: str = option(
+        "stop",
+        "what to do about an image that cannot be decoded. stop: the run ends there and names it; skip: all images are "
+        "looked at first, and such ones left out and named",
+        group="images",
+        choices=("stop", "skip"),
+    )
+    heads: tuple[str, ...] = option(
+        help="the heads that answer: names in --models_folder, or files", group="heads", legal=NOT_EMPTY
+    )
+    models_folder: Path = option(
+        Path("models"), "where heads given by name are, and those that a head extends", group="heads"
+    )
+    base_model: str | None = option(
+        None,
+        "the frozen ViT: a name on the hub, a folder, or a checkpoint file",
+        group="heads",
+        legal=NOT_EMPTY,
+        default_help="the one that the heads were trained on",
+    )
+    with_base: bool = option(False, "also what the base's own classifier says", group="heads")
+    top: int = option(5, "how many answers of each head", group="results", legal=at_least(1))
+    json: bool = option(False, "one JSON object in a line for each image, instead of text", group="results")
+    attention: Path | None = option(
+        None, "draw where each head looks, and how much its memory weighs, to this .png, .pdf or .svg", group="results"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attention and self.attention.suffix.lower() not in PICTURE_SUFFIXES:
+            raise ValueError(
+                f"--attention is {self.attention}, but it has to be a file ending in {', '.join(PICTURE_SUFFIXES)}."
+            )

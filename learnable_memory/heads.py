@@ -7,8 +7,10 @@ Tensors, float32 (D width, L layers, m memory tokens, C classes):
     classifier.weight  [C, D]
     classifier.bias    [C]
 
-The header holds one JSON text under the key `head`. The names are ours, never module paths, so that a file outlives the
-renamings of the libraries above it. This module knows tensors and JSON only, no model.
+The header holds one JSON text under the key `head`. Several heads fit in one file too: a JSON list under `heads`, those
+that are extended before those that extend them, and tensors called `NAME.class_token` and so on. The names are ours,
+never module paths, so that a file outlives the renamings of the libraries above it. The files of the 2023
+implementation are read as well (legacy.py), and never written. This module knows tensors and JSON only, no model.
 """
 
 import contextlib
@@ -28,7 +30,9 @@ from learnable_memory.files import replacing
 
 FORMAT_VERSION = 1
 SUFFIX = "_model.safetensors"
+OLD_SUFFIX = "_model.pt"
 HEADER_KEY = "head"
+SEVERAL_KEY = "heads"
 RESERVED = {"base", *dir(torch.nn.ModuleDict())}  # heads live in one; what it has itself is not free as a name
 REQUIRED = (
     "format_version", "name", "base", "hidden_size", "num_layers", "num_labels", "memory_tokens", "memory_norm",
@@ -202,41 +206,132 @@ def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata:
 
     Raises ValueError if tensors and metadata do not fit each other, OSError if the disk refuses.
     """
+    check(tensors, metadata, str(path))
+    return _write(path, tensors, {HEADER_KEY: metadata})
+
+
+def save_all(path: str | os.PathLike, files: Sequence[HeadFile]) -> Path:
+    """Write several heads as one file, in this order: those that are extended before those that extend them.
+
+    Errors as in `save`; ValueError if two have one name, or a head stands before one that it extends.
+    """
+    names = [file.metadata["name"] for file in files]
+    for number, (name, file) in enumerate(zip(names, files, strict=True)):
+        later = {parent["name"] for parent in file.metadata["extends"]} & set(names[number:])
+        if later or name in names[:number]:
+            what = f"{name} extends {', '.join(sorted(later))}, which has to stand before it" if later else ""
+            raise ValueError(f"{path} cannot hold these heads: {what or f'two of them are called {name}'}.")
+        check(file.tensors, file.metadata, f"{name} in {path}")
+    tensors = {f"{file.metadata['name']}.{key}": tensor for file in files for key, tensor in file.tensors.items()}
+    return _write(path, tensors, {SEVERAL_KEY: [file.metadata for file in files]})
+
+
+def _write(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], header: Mapping) -> Path:
     path = Path(path)
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    check(tensors, metadata, str(path))
+    text = {key: json.dumps(value, separators=(",", ":"), allow_nan=False) for key, value in header.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as unfinished:
-        save_file(
-            tensors, unfinished, metadata={HEADER_KEY: json.dumps(metadata, separators=(",", ":"), allow_nan=False)}
-        )
+        save_file(tensors, unfinished, metadata=text)
     return path
 
 
-def read_metadata(path: str | os.PathLike) -> dict:
-    """The metadata alone, without reading the tensors; errors as in `load`."""
-    with _opened(Path(path)) as file:
-        return _metadata(file, Path(path))
-
-
 def load(path: str | os.PathLike) -> HeadFile:
-    """Read and check one head file.
+    """Read and check a file with one head; errors as in `load_all`, and ValueError if it holds several."""
+    found = load_all(path)
+    _only(path, [file.metadata for file in found])
+    return found[0]
+
+
+def read_metadata(path: str | os.PathLike) -> dict:
+    """The metadata alone of a file with one head; errors as in `load`."""
+    found = read_all_metadata(path)
+    _only(path, found)
+    return found[0]
+
+
+def _only(path: str | os.PathLike, found: Sequence[Mapping]) -> None:
+    if len(found) > 1:
+        names = ", ".join(metadata["name"] for metadata in found)
+        raise ValueError(
+            f"{path} holds {len(found)} heads ({names}): load them all with load_heads, or split the file."
+        )
+
+
+def load_all(path: str | os.PathLike) -> list[HeadFile]:
+    """Read and check all heads of a file, those that are extended before those that extend them.
 
     Raises FileNotFoundError if there is none, ValueError if it is not a head file, is damaged, is of another format
     version, or holds tensors that do not fit its metadata.
     """
     path = Path(path)
+    if _is_old(path):
+        return read_old(path)
     with _opened(path) as file:
-        metadata = _metadata(file, path)
+        all_metadata, several = _metadata(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    check(tensors, metadata, str(path))
-    return HeadFile(tensors, metadata)
+    if not several:
+        check(tensors, all_metadata[0], str(path))
+        return [HeadFile(tensors, all_metadata[0])]
+    found = []
+    for metadata in all_metadata:
+        prefix = f"{metadata['name']}."
+        own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+        check(own, metadata, f"{metadata['name']} in {path}")
+        found.append(HeadFile(own, metadata))
+    if tensors:
+        raise ValueError(f"{path} holds tensors of no head in it: {', '.join(sorted(tensors)[:4])}.")
+    return found
+
+
+def read_all_metadata(path: str | os.PathLike) -> list[dict]:
+    """The metadata alone, without reading the tensors where the format allows; order and errors as in `load_all`."""
+    path = Path(path)
+    if _is_old(path):
+        return [file.metadata for file in read_old(path)]
+    with _opened(path) as file:
+        return _metadata(file, path)[0]
+
+
+def read_old(path: str | os.PathLike, names: Sequence[str] | None = None) -> list[HeadFile]:
+    """The heads of a file of the 2023 implementation, as `load_all` gives them; they are called `names`, if given.
+
+    What such a file does not say, its metadata lacks: labels, accuracies, splits. Raises as `load_all`.
+    """
+    from learnable_memory import legacy  # here, for it is seldom needed
+
+    path = Path(path)
+    _must_be_there(path)
+    old = legacy.read(path, names)
+    base = {"id": old.base_id, "fingerprint": content_hash(old.base)}
+    width, layers = old.base["class_token"].shape[-1], sum(name.endswith(".query.weight") for name in old.base)
+    found: dict[str, HeadFile] = {}
+    hashes: dict[str, str] = {}
+    for head in old.heads:
+        data = {"name": head.name, "source": "the 2023 implementation", "split_seed": 0}
+        metadata = {"preprocessing": legacy.preprocessing(old.image_size), "dataset": data}
+        memory_tokens = head.tensors["memory"].shape[1] if "memory" in head.tensors else 0
+        classes = len(head.tensors["classifier.bias"])
+        spec = HeadSpec(head.name, classes, memory_tokens, head.extends, memory_norm=False, metadata=metadata)
+        parents = [{"name": parent, "hash": hashes[parent]} for parent in head.extends]
+        hashes[head.name] = head_hash(spec, head.tensors, parents)
+        found[head.name] = HeadFile(head.tensors, describe(spec, base, width, layers, parents))
+        check(head.tensors, found[head.name].metadata, f"{head.name} in {path}")
+    return list(found.values())
+
+
+def _is_old(path: Path) -> bool:
+    return path.suffix in (".pt", ".pth", ".bin")
+
+
+def _must_be_there(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no head file {path}. Train one with vit_train.py, or check the name.")
 
 
 @contextlib.contextmanager
 def _opened(path: Path):
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no head file {path}. Train one with vit_train.py, or check the name.")
+    _must_be_there(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -244,42 +339,62 @@ def _opened(path: Path):
         raise ValueError(f"{path} is not a safetensors file, or is damaged or cut short: {error}.") from None
 
 
-def _metadata(file, path: Path) -> dict:
-    text = (file.metadata() or {}).get(HEADER_KEY)
-    if text is None:
+def _metadata(file, path: Path) -> tuple[list[dict], bool]:
+    """What the header says of each head, and whether the file is one of several heads."""
+    header = file.metadata() or {}
+    several = HEADER_KEY not in header
+    if several and SEVERAL_KEY not in header:
         raise ValueError(f"{path} is a safetensors file but not a head file: its header has no '{HEADER_KEY}' entry.")
     try:
-        metadata = json.loads(text)
+        found = json.loads(header[SEVERAL_KEY if several else HEADER_KEY])
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has a damaged header: {error}.") from None
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{path} has a damaged header: expected a JSON object, got {type(metadata).__name__}.")
-    check_metadata(metadata, str(path))
-    return metadata
+    listed = found if several and isinstance(found, list) else [found]
+    wrong = [item for item in listed if not isinstance(item, dict)]
+    if wrong or not listed:
+        got = type(wrong[0]).__name__ if wrong else "none"
+        raise ValueError(f"{path} has a damaged header: expected a JSON object for each head, got {got}.")
+    for metadata in listed:
+        check_metadata(metadata, str(path))
+    names = [metadata["name"] for metadata in listed]
+    if len(set(map(str, names))) < len(names):
+        raise ValueError(f"{path} has a damaged header: several heads have one name.")
+    return listed, several
 
 
-def file_name(head: str) -> str:
+def file_name(head: str, suffix: str = SUFFIX) -> str:
     """The file name of a head: `{head}_model.safetensors`, with the separators of a path replaced."""
-    return head.replace("/", "-").replace(os.sep, "-") + SUFFIX
+    return head.replace("/", "-").replace(os.sep, "-") + suffix
 
 
 def find(names: Sequence[str], folder: str | os.PathLike) -> list[Path]:
-    """Each name as a file: a path is taken as it is, a bare name is looked up as `folder/{name}_model.safetensors`.
+    """Each name as a file: a path is taken as it is, a bare name is looked up in the folder.
+
+    There it is `{name}_model.safetensors`, or `{name}_model.pt` of the 2023 implementation.
 
     Raises FileNotFoundError that lists the names without a file and the heads that the folder does have, ValueError if
     two names mean the same file.
     """
     folder = Path(folder)
-    paths = [Path(name) if Path(name).is_file() else folder / file_name(name) for name in names]
+    paths = [_place(name, folder) for name in names]
     lost = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
     if lost:
-        present = sorted(path.name.removesuffix(SUFFIX) for path in folder.glob(f"*{SUFFIX}"))
+        suffixes = (SUFFIX, OLD_SUFFIX)
+        present = {path.name.removesuffix(suffix) for suffix in suffixes for path in folder.glob(f"*{suffix}")}
         raise FileNotFoundError(
-            f"No head file for {', '.join(lost)} in {folder} (looked for {file_name(lost[0])}). "
-            f"Heads there: {', '.join(present) or 'none'}."
+            f"No head file for {', '.join(lost)} in {folder} (looked for {file_name(lost[0])} and "
+            f"{file_name(lost[0], OLD_SUFFIX)}). Heads there: {', '.join(sorted(present)) or 'none'}."
         )
     for number, path in enumerate(paths):
         twins = [name for name, other in zip(names[:number], paths, strict=False) if other.samefile(path)]
         if twins:
             raise ValueError(f"{twins[0]} and {names[number]} are the same head file, {path}: name it once.")
     return paths
+
+
+def _place(name: str, folder: Path) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    old = folder / file_name(name, OLD_SUFFIX)
+    new = folder / file_name(name)
+    return old if old.is_file() and not new.is_file() else new

@@ -46,6 +46,7 @@ def test_training_defaults_are_those_of_the_design():
         "name": "Digits",
         "number_of_memory_tokens": [1],
         "regimes": ["memory"],
+        "extends": None,
         "memory_norm": True,
         "epochs": 20,
         "batch_size": 64,

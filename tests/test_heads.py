@@ -347,7 +347,7 @@ def test_a_file_cut_anywhere_is_an_error(path):
         (None, "is a safetensors file but not a head file: its header has no 'head' entry"),
         ({"format": "pt"}, "is a safetensors file but not a head file: its header has no 'head' entry"),
         ({"head": "{'name': 1}"}, "has a damaged header: "),
-        ({"head": "[1, 2]"}, "has a damaged header: expected a JSON object, got list"),
+        ({"head": "[1, 2]"}, "has a damaged header: expected a JSON object for each head, got list"),
     ],
 )
 def test_safetensors_without_a_heads_header(path, header, message):
@@ -455,7 +455,8 @@ def test_find_lists_what_is_lost_and_what_is_there(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         heads.find(["Digit", "Pets", "CUB"], tmp_path)
     assert str(caught.value) == (
-        f"No head file for Digit, CUB in {tmp_path} (looked for Digit_model.safetensors). Heads there: Digits, Pets."
+        f"No head file for Digit, CUB in {tmp_path} (looked for Digit_model.safetensors and Digit_model.pt). "
+        "Heads there: Digits, Pets."
     )
     with pytest.raises(FileNotFoundError, match=r"Heads there: none\.$"):
         heads.find(["A"], tmp_path / "nothing")
