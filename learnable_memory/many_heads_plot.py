@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from learnable_memory.plots import BASE, FAINT, HEADS, INK, save, style
+from learnable_memory import plots
+from learnable_memory.plots import BASE, FAINT, HEADS, INK, style
 
 SERIES = {
     "one model": ("one model, all heads and the base", HEADS[1]),
