@@ -308,8 +308,9 @@ def read_old(path: str | os.PathLike, names: Sequence[str] | None = None) -> lis
     found: dict[str, HeadFile] = {}
     hashes: dict[str, str] = {}
     for head in old.heads:
-        data = {"name": head.name, "source": "the 2023 implementation", "split_seed": 0}
-        metadata = {"preprocessing": legacy.preprocessing(old.image_size), "dataset": data}
+        metadata = {"preprocessing": legacy.preprocessing(old.image_size)}
+        if names or head is old.heads[-1]:  # else it is called after another's data set
+            metadata["dataset"] = {"name": head.name, "source": "the 2023 implementation", "split_seed": 0}
         memory_tokens = head.tensors["memory"].shape[1] if "memory" in head.tensors else 0
         classes = len(head.tensors["classifier.bias"])
         spec = HeadSpec(head.name, classes, memory_tokens, head.extends, memory_norm=False, metadata=metadata)

@@ -1,18 +1,20 @@
 """Checkpoint files of the original code: DeiT, DINO, DINOv2, MAE, MoCo v3, and any other with timm's names."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from learnable_memory import pickles
 from learnable_memory.families.plain import PlainViT, dinov2_preprocessing, imagenet_preprocessing
 from learnable_memory.families.refused import refuse_names
 from learnable_memory.families.timm_names import from_timm_names
+from learnable_memory.pickles import unreadable
 from learnable_memory.transforms import Preprocessing
 
 # In MoCo v3's own vits.py, whose small one is no usual ViT-S.
@@ -63,35 +65,12 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     Raises:
         ValueError: the file is damaged, or a pickle with something else, which could run any code.
     """
+    if path.suffix != ".safetensors":
+        return pickles.read(path)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # pickle, zipfile, struct and safetensors each have their own
+        return load_file(path)
+    except SafetensorError as error:
         raise unreadable(path, error) from error
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}; a checkpoint is a dict of tensors")
-    return checkpoint
-
-
-def unreadable(path: Path, error: Exception) -> ValueError:
-    """What to raise where loading failed: in one line, and with the name of what a pickle must not hold."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    if found:
-        return ValueError(
-            f"{path} holds {found[1]} beside its tensors, and such a pickle can run any code: where you trust it, "
-            "load it and save its state dict alone with safetensors"
-        )
-    if "weights_only" in str(error):  # torch's advice is to switch the check off
-        return ValueError(
-            f"cannot read {path}: it is no checkpoint, is damaged, or holds more than tensors; replace it"
-        )
-    reason = " ".join(str(error).split())[:100]
-    return ValueError(f"cannot read {path} ({reason}): it is damaged, or no checkpoint; replace it")
 
 
 class Known(NamedTuple):
