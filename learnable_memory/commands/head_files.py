@@ -1,0 +1,144 @@
+"""The subcommands of `heads` that write files or exchange them: merge, split, convert, push, fetch."""
+
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from learnable_memory import heads, hub
+from learnable_memory.commands.chosen_heads import choose_heads
+from learnable_memory.commands.heads import ConvertOptions, FetchOptions, MergeOptions, PushOptions, SplitOptions
+from learnable_memory.commands.model import open_base, start_logging
+from learnable_memory.files import replacing
+from learnable_memory.heads import HeadFile
+
+
+def merge(options: MergeOptions) -> None:
+    """Write the heads of several files as one file, those that are extended first; no base is needed for it."""
+    _check_free([options.output], options.overwrite)
+    chosen = choose_heads(options.files, options.models_folder)
+    unnamed = {name: str(chosen.paths[name]) for name in chosen.files if name not in chosen.names}
+    if unnamed:  # found where they usually lie, but what goes into a file is for its maker to say
+        places = ", ".join(dict.fromkeys(unnamed.values()))
+        raise ValueError(f"These heads extend {', '.join(unnamed)}, which was not asked for: name {places} too.")
+    heads.save_all(options.output, list(chosen.files.values()))
+    print(f"{options.output}: {_listed(chosen.files)}, {_kilobytes(options.output)}")
+
+
+def split(options: SplitOptions) -> None:
+    """Write each head of a file, or some of them, as it is into a file of its own."""
+    (path,) = heads.find([options.file], options.models_folder)
+    files = {file.metadata["name"]: file for file in heads.load_all(path)}
+    unknown = [name for name in options.heads or () if name not in files]
+    if unknown:
+        raise ValueError(f"{path} has no head {', '.join(unknown)}. It has: {', '.join(files)}.")
+    kept = {name: file for name, file in files.items() if options.heads is None or name in options.heads}
+    folder = options.output or path.parent
+    targets = {name: folder / heads.file_name(name) for name in kept}
+    _check_free(targets.values(), options.overwrite)
+    for name, file in kept.items():
+        heads.save(targets[name], file.tensors, file.metadata)
+        print(f"{targets[name]}: {name}, {_kilobytes(targets[name])}")
+    _say_what_is_needed(list(kept.values()))
+
+
+def convert(options: ConvertOptions) -> None:
+    """Write the heads of a file of the 2023 implementation as a head file."""
+    start_logging()
+    _check_free([options.new], options.overwrite)
+    files = heads.read_old(options.old, options.names)
+    if options.base_model:
+        files = _on_base(files, options)
+    if len(files) == 1:
+        heads.save(options.new, files[0].tensors, files[0].metadata)
+    else:
+        heads.save_all(options.new, files)
+    for file in files:
+        print(_description(file.metadata))
+    base = files[0].metadata["base"]
+    compared = "the same in the file" if options.base_model else "not compared: name it with --base_model"
+    print(f"base: {base['id'] or 'unnamed'} ({base['fingerprint'][:8]}), {compared}")
+    print(f"written to {options.new}, {_kilobytes(options.new)}")
+
+
+def push(options: PushOptions) -> None:
+    """Publish a head file with a model card and print where."""
+    start_logging()
+    (path,) = heads.find([options.file], options.models_folder)
+    url = hub.push_to_hub(
+        path, options.repo,
+        private=True if options.private else None,  # else as the owner's account has it
+        license=options.license, revision=options.revision, commit_message=options.commit_message,
+        create_pr=options.create_pr, overwrite_card=options.overwrite_card,
+    )  # fmt: skip
+    print(url)
+
+
+def fetch(options: FetchOptions) -> None:
+    """Copy a published head file to where heads are found by name."""
+    start_logging()
+    source = hub.from_hub(options.repo, filename=options.filename, revision=options.revision)
+    files = heads.load_all(source)
+    # A file of several heads goes by its own name; so does an old one, whose name says what its head is called.
+    single = len(files) == 1 and source.suffix == ".safetensors"
+    target = options.output / (heads.file_name(files[0].metadata["name"]) if single else source.name)
+    _check_free([target], options.overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as unfinished:
+        shutil.copyfile(source, unfinished)
+    print(f"{target}: {_listed([file.metadata['name'] for file in files])}, {_kilobytes(target)}")
+    _say_what_is_needed(files)
+
+
+def _on_base(files: Sequence[HeadFile], options: ConvertOptions) -> list[HeadFile]:
+    """The heads as heads of this base. Raises ValueError if it is not the one whose tensors the old file holds."""
+    model, _ = open_base(options.base_model, options.base_cache, not options.no_download, sized=False)
+    size = model.config.hidden_size, model.config.num_hidden_layers
+    for file in files:
+        heads.check_base(file.metadata, model.fingerprint, *size, where=str(options.old))
+    base = {"id": model.base_id, "fingerprint": model.fingerprint}
+    return [HeadFile(file.tensors, {**file.metadata, "base": base}) for file in files]
+
+
+def _description(metadata: Mapping) -> str:
+    """A head in a line, with what its file does not say."""
+    extends = ", ".join(parent["name"] for parent in metadata["extends"])
+    known = {"labels": "labels" in metadata, "split": "splits" in metadata.get("dataset", {})}
+    known["accuracy"] = "metrics" in metadata
+    unknown = ", ".join(what for what, is_known in known.items() if not is_known)
+    parts = [
+        _count(metadata["num_labels"], "class", "classes"),
+        _count(metadata["memory_tokens"], "cell"),
+        f"extends {extends}" if extends else "",
+        f"unknown: {unknown}" if unknown else "",
+    ]
+    return f"{metadata['name']}: {', '.join(filter(None, parts))}"
+
+
+def _say_what_is_needed(files: Sequence[HeadFile]) -> None:
+    """A line for each head that another one among these extends, and is not there."""
+    present = {file.metadata["name"] for file in files}
+    for file in files:
+        for parent in file.metadata["extends"]:
+            if parent["name"] not in present:
+                name = parent["name"]
+                print(f"{file.metadata['name']} extends {name}: it needs {heads.file_name(name)}, which is not here")
+
+
+def _check_free(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise FileExistsError, before anything is read or written, if a file would be replaced."""
+    existing = [str(path) for path in paths if path.exists()]
+    if existing and not overwrite:
+        verb = "exists" if len(existing) == 1 else "exist"
+        raise FileExistsError(f"{', '.join(existing)} {verb}: choose another place, or replace with --overwrite.")
+
+
+def _listed(names: Collection[str]) -> str:
+    return f"{_count(len(names), 'head')} ({', '.join(names)})"
+
+
+def _count(number: int, singular: str, plural: str | None = None) -> str:
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def _kilobytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1000:,.0f} kB"
