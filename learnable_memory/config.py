@@ -29,6 +29,7 @@ from learnable_memory.options import (
 
 __all__ = [
     "DataChoice",
+    "HeadChoice",
     "Places",
     "PredictOptions",
     "RunOptions",
@@ -146,7 +147,7 @@ class RunOptions(Places):
         "of the base and of what passes through it; heads and optimizer are float32 always",
         group="machine",
         choices=PRECISIONS,
-        default_help="float32; in validation that of the heads' training",
+        default_help="float32; with trained heads that of their training",
     )
     compile: bool = option(False, "let torch.compile translate the model first (minutes)", group="machine")
 
@@ -287,7 +288,7 @@ class TrainOptions(DataChoice, RunOptions):
                 f"{_list(self.regimes)} has no memory: leave one of the two out."
             )
         if self.extends and "head" in self.regimes:
-            raise ValueError("--extends needs a class token, which a linear probe does not have: leave --regimes head.")
+            raise ValueError("--extends needs class tokens, which linear probes do not have: leave --regimes head out.")
         if self.seeds is None:
             self._set("seeds", (self.seed,))
         if self.precision is None:
@@ -307,23 +308,11 @@ def _list(values: tuple) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationOptions(RunOptions):
-    """What `vit_validation.py` does: it puts heads together and evaluates each on its data set, in one model."""
+class HeadChoice(Options):
+    """What decides, beside their names, which heads are loaded, and on what."""
 
-    models_list: tuple[str, ...] = option(
-        help="the heads to put together: names in --models_folder, or files",
-        flags=("-m", "--models-list", "--models_list"),
-        group="heads",
-        legal=NOT_EMPTY,
-    )
-    models_folder: Path = option(Path("models"), "where heads given by name are", group="heads")
-    number_of_memory_tokens: tuple[int, ...] | None = option(
-        None,
-        "how many memory tokens the heads must have: one number for all, or one for each",
-        flags=("-t", "--number_of_memory_tokens"),
-        group="heads",
-        legal=at_least(0),
-        default_help="not checked",
+    models_folder: Path = option(
+        Path("models"), "where heads given by name are, and those that a head extends", group="heads"
     )
     base_model: str | None = option(
         None,
@@ -331,6 +320,26 @@ class ValidationOptions(RunOptions):
         group="heads",
         legal=NOT_EMPTY,
         default_help="the one that the heads were trained on",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationOptions(HeadChoice, RunOptions):
+    """What `vit_validation.py` does: it puts heads together and evaluates each on its data set, in one model."""
+
+    models_list: tuple[str, ...] = option(
+        help="the heads to put together: names in --models_folder, or files, all of whose heads are evaluated",
+        flags=("-m", "--models-list", "--models_list"),
+        group="heads",
+        legal=NOT_EMPTY,
+    )
+    number_of_memory_tokens: tuple[int, ...] | None = option(
+        None,
+        "how many memory tokens the heads must have: one number for all, or one for each",
+        flags=("-t", "--number_of_memory_tokens"),
+        group="heads",
+        legal=at_least(0),
+        default_help="not checked",
     )
     output: Path | None = option(None, "also write the table to this JSON file", group="results")
 
@@ -354,11 +363,12 @@ class ValidationOptions(RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(RunOptions):
+class PredictOptions(HeadChoice, RunOptions):
     """What `vit_predict.py` does: it puts heads together and shows what each says of images, in one model."""
 
     images: tuple[str, ...] = option(
-        help="image files, folders with such files in or below them, or patterns such as 'photos/*.jpg'",
+        help="image files, folders with such files in or below them, or patterns such as 'photos/*.jpg'; given first, "
+        "before --heads",
         flags=("IMAGE",),
         group="images",
         legal=matching(r"(?s).+", "a file, a folder or a pattern"),
@@ -372,16 +382,6 @@ class PredictOptions(RunOptions):
     )
     heads: tuple[str, ...] = option(
         help="the heads that answer: names in --models_folder, or files", group="heads", legal=NOT_EMPTY
-    )
-    models_folder: Path = option(
-        Path("models"), "where heads given by name are, and those that a head extends", group="heads"
-    )
-    base_model: str | None = option(
-        None,
-        "the frozen ViT: a name on the hub, a folder, or a checkpoint file",
-        group="heads",
-        legal=NOT_EMPTY,
-        default_help="the one that the heads were trained on",
     )
     with_base: bool = option(False, "also what the base's own classifier says", group="heads")
     top: int = option(5, "how many answers of each head", group="results", legal=at_least(1))

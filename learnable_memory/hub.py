@@ -17,6 +17,7 @@ from learnable_memory import heads
 from learnable_memory.bases import NETWORK_TIMEOUT, SHIPPED_BASE
 from learnable_memory.files import replacing
 from learnable_memory.model_card import base_on_the_hub, is_generated, model_card
+from learnable_memory.together import hash_of
 from learnable_memory.wording import some
 
 if TYPE_CHECKING:
@@ -154,10 +155,7 @@ class _Upload:
 
 def _check_parents(found: Sequence[heads.HeadFile], path: Path) -> None:
     """Raise ValueError unless each head that is extended is in the file too, as it was then."""
-    there = {
-        file.metadata["name"]: heads.head_hash(heads.spec_of(file.metadata), file.tensors, file.metadata["extends"])
-        for file in found
-    }
+    there = {file.metadata["name"]: hash_of(file) for file in found}
     for file in found:
         for parent in file.metadata["extends"]:
             if there.get(parent["name"]) != parent["hash"]:

@@ -85,7 +85,7 @@ def option(
         default: the value when the flag is not given; left out, the flag is required.
         help: the meaning, for `--help`.
         flags: how it is written, `("-e", "--epochs")`; empty means `--NAME_OF_THE_FIELD`. One word without dashes,
-            `("NAME",)`, is a required single value that is given without a flag.
+            `("NAME",)`, is required and given without a flag; of a tuple, one value or more.
         group: the heading under which `--help` lists it.
         choices: the legal names, for a closed list.
         legal: the legal values otherwise. None (for `int | None`) is always legal, and of a tuple each item is checked.
@@ -182,7 +182,8 @@ def _checked_item(flag: str, value: Any, kind: type, legal: Rule | None) -> Any:
         given = f"{value!r} of type {type(value).__name__}"
         raise TypeError(f"{flag} is {given}, but it has to be of type {kind.__name__}.")
     if legal is not None and not legal.holds(value):
-        raise ValueError(f"{flag} is {value!r}, but it has to be {legal.words}.")
+        shown = str(value) if isinstance(value, Path) else value
+        raise ValueError(f"{flag} is {shown!r}, but it has to be {legal.words}.")
     return value.expanduser() if isinstance(value, Path) else value
 
 
@@ -216,12 +217,12 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[Options]) -> None:
 
 def _argument(field: dataclasses.Field, kind: FieldType) -> dict[str, Any]:
     """The keywords of `add_argument`. A flag not given stores nothing: only the dataclass knows defaults."""
+    many = {"nargs": "+"} if kind.many else {}
     if is_positional(field):
-        return {"type": kind.item, "metavar": field_flags(field)[0]}
+        return many | {"type": kind.item, "metavar": field_flags(field)[0]}
     common = {"default": argparse.SUPPRESS, "required": field.default is REQUIRED}
     if kind.item is bool:
         return common | {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
-    many = {"nargs": "+"} if kind.many else {}
     if field.metadata["choices"]:
         return common | many | {"choices": field.metadata["choices"]}
     return common | many | {"type": kind.item, "metavar": METAVARS[kind.item]}

@@ -25,6 +25,7 @@ INTERPOLATION = {
 }
 RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as processors store them
 VIEWS = ("resized_crop_flip", "crop_flip", "flip", "shift")
+LEGACY = "legacy-2023"  # what the heads of the 2023 implementation were trained on
 BATCH_VIEWS = ("crop_flip", "flip", "shift")  # all crops of a batch have one size: they can be made in one go
 
 # What `from_processor` reads, and what a processor may say besides without changing the pixels of an RGB image.
@@ -154,8 +155,16 @@ class Preprocessing:
         return cls(**values)
 
     @property
+    def name(self) -> str | None:
+        """`LEGACY`, if these are its numbers: the whole image stretched, bilinear, to values in [0, 1]."""
+        legacy = Preprocessing(self.height, self.width, "bilinear", 1 / 255, mean=(0, 0, 0), std=(1, 1, 1))
+        return LEGACY if self == legacy else None
+
+    @property
     def words(self) -> str:
         """In words, for people: what is done to an image, in order."""
+        if self.name:
+            return f"{self.name}: resized to {self.height}x{self.width} ({self.resample}), values in [0, 1]"
         sides = f"{self.resize[0]}x{self.resize[1]}" if len(self.resize) == 2 else f"shorter side {self.resize[0]}"
         cut = "" if self.resize == (self.height, self.width) else f", centre {self.height}x{self.width}"
         numbers = [" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]

@@ -222,6 +222,19 @@ def test_heads_given_as_files_need_no_flags(trained, capsys):
     assert rows_of(capsys.readouterr().out)["colours"]["against the file"] == "+0.00"
 
 
+def test_all_heads_of_a_file_are_evaluated(trained, tmp_path, capsys):
+    """As each is from its own file; `-t` counts for all heads of the file that it stands for."""
+    validate(trained, "-m", "brightness", "Digits", "colours")
+    alone = rows_of(capsys.readouterr().out)
+    pair = tmp_path / "pair.safetensors"
+    heads.save_all(pair, [heads.load(trained / heads.file_name(name)) for name in ("brightness", "Digits")])
+    validate(trained, "-m", str(pair), "colours")
+    together = rows_of(capsys.readouterr().out)
+    assert list(together) == ["brightness", "Digits", "colours"] and together == alone
+    error = fails(capsys, vit_validation, "--models_folder", trained, "-m", pair, "colours", "-t", "0", "2")
+    assert f"--number_of_memory_tokens says 0, but Digits in {pair} has 1. Leave the flag out" in error
+
+
 def test_results_as_json(trained, base, tmp_path, capsys):
     output = tmp_path / "new" / "results.json"
     validate(trained, "-m", "brightness", "colours", "-t", "0", "2", "--output", str(output))
@@ -379,7 +392,7 @@ def test_a_folder_for_results_is_refused_before_anything_is_done(trained, tmp_pa
 
 def test_names_without_a_file(trained, capsys):
     error = fails(capsys, vit_validation, "--models_folder", trained, "-m", "colours", "colors")
-    assert f"No head file for colors in {trained} (looked for colors_model.safetensors)." in error
+    assert f"No head file for colors in {trained} (looked for colors_model.safetensors and colors_model.pt)." in error
     assert "Heads there: Digits, brightness, colours." in error
 
 
@@ -391,25 +404,27 @@ def test_another_number_of_memory_tokens_than_the_files(trained, capsys, counts)
     assert f"--number_of_memory_tokens says {count}, but {path} has {has}. Leave the flag out" in error
 
 
-def test_a_head_of_another_base(trained, tmp_path, capsys):
+def test_a_head_of_another_base(trained, base, tmp_path, capsys):
     other = save_base(tmp_path / "other", seed=1)
     error = fails(capsys, vit_validation, "--models_folder", trained, "-m", "colours", "--base_model", other)
-    assert f"{trained / 'colours_model.safetensors'} was trained on another base" in error
+    assert f"colours was trained on another base ({base})" in error
     assert "base fingerprint" in error
 
 
-def test_heads_of_two_bases_cannot_be_put_together(trained, brightness, tmp_path, capsys):
+def test_heads_of_two_bases_cannot_be_put_together(trained, base, brightness, tmp_path, capsys):
     other = save_base(tmp_path / "other", seed=1)
     train(other, tmp_path, "-d", f"folder:{brightness}", "-e", "1")
     stranger = tmp_path / "brightness_model.safetensors"
     error = fails(capsys, vit_validation, "--models_folder", trained, "-m", "colours", stranger)
-    assert f"{stranger} was trained on another base ({other})" in error
+    bases = rf"2 bases: colours on {base} \(\w{{8}}\), brightness on {other} \(\w{{8}}\)\."
+    assert re.search(bases, error)
 
 
 def test_two_heads_of_one_name(trained, tmp_path, capsys):
     path = copy_of(trained, tmp_path, "colours")
     error = fails(capsys, vit_validation, "--models_folder", trained, "-m", "colours", path)
-    assert "There is a head colours already" in error
+    first = trained / "colours_model.safetensors"
+    assert f"{first} and {path} both hold a head colours: two heads of one name cannot answer together." in error
 
 
 def test_one_file_under_two_names(trained, capsys):

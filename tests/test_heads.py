@@ -256,6 +256,35 @@ def test_metadata_of_another_type_is_an_error(path, changes):
         heads.load(path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 3.0}, r"num_layers is 3\.0\.$"),
+        ({"hidden_size": "32"}, r"hidden_size is '32'\.$"),
+        ({"class_token": "yes", "memory_norm": 1}, r"memory_norm is 1, class_token is 'yes'\.$"),
+        ({"base": {"id": 7, "fingerprint": 8}}, r"base\.id is 7, base\.fingerprint is 8\.$"),
+        ({"extends": [{"name": 3, "hash": ["x"]}]}, r"extends\.name is 3, extends\.hash is \['x'\]\.$"),
+        ({"name": "a/../../b"}, "'a/../../b' cannot be the name of a head"),
+        ({"name": ["A"]}, "cannot be the name of a head"),
+        ({"num_labels": True}, "num_labels must be a whole number"),
+        ({"memory_tokens": -1}, "memory_tokens must be a whole number"),
+    ],
+    ids=str,
+)
+def test_metadata_that_cannot_be_a_heads_is_refused(path, changes, message):
+    head_file(path)
+    rewrite(path, **changes)
+    for read in (heads.load, heads.read_metadata):
+        with pytest.raises(ValueError, match=f"A_model.safetensors has a damaged header: .*{message}"):
+            read(path)
+
+
+def test_a_base_without_a_name_is_legal(path):
+    head_file(path)
+    rewrite(path, base={"id": None, "fingerprint": "f"})
+    assert heads.read_metadata(path)["base"]["id"] is None
+
+
 def test_values_that_are_not_finite_are_refused(path):
     model = tiny_model()
     model.add_head("A", 3)

@@ -260,3 +260,28 @@ def test_heads_of_files_in_any_order_answer_as_they_did(forest, shuffle: random.
         again = MemoryCapableViT.from_pretrained(folder / "model", dtype=torch.float64)
         assert again.head_names == together.head_names
         assert largest_difference(again) <= 1e-9
+
+
+def test_no_heads_are_no_file(tmp_path):
+    with pytest.raises(ValueError, match="would hold no head: give at least one"):
+        heads.save_all(tmp_path / "all.safetensors", [])
+
+
+def test_a_file_is_not_called_as_those_of_2023(tmp_path, family):
+    for write in (lambda path: heads.save_all(path, family), lambda path: heads.save(path, *vars(family[0]).values())):
+        with pytest.raises(ValueError, match=r"ends as a file of the 2023 implementation: call it all\.safetensors\."):
+            write(tmp_path / "all.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_heads_that_share_their_storage_are_written(tmp_path, family):
+    twin = HeadFile(family[0].tensors, {**family[0].metadata, "name": "Twin"})
+    path = heads.save_all(tmp_path / "all.safetensors", [family[0], twin])
+    assert_same(heads.load_all(path), [family[0], twin])
+
+
+def test_an_object_instead_of_a_list_is_a_damaged_header(tmp_path, family):
+    path = heads.save_all(tmp_path / "all.safetensors", family[:1])
+    rewrite(path, {heads.SEVERAL_KEY: json.dumps(family[0].metadata)})
+    with pytest.raises(ValueError, match="expected a JSON object for each head, got dict"):
+        heads.load_all(path)

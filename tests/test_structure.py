@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "learnable_memory").rglob("*.py"))
 COMMANDS = sorted((ROOT / "learnable_memory" / "commands").glob("*.py"))
 LIBRARY = [path for path in PACKAGE if path not in COMMANDS and path.name != "__main__.py"]
-TOP_LEVEL = [ROOT / "vit.py", ROOT / "vit_train.py", ROOT / "vit_validation.py"]
+TOP_LEVEL = [ROOT / "vit.py", ROOT / "vit_train.py", ROOT / "vit_validation.py", ROOT / "vit_predict.py"]
 STANDARD_LIBRARY_ONLY = [
     "__init__.py",
     "__main__.py",
@@ -57,7 +57,12 @@ def imported_from_project(path: Path) -> set[str]:
 
 
 def test_heads_is_a_leaf():
-    assert imported_from_project(ROOT / "learnable_memory" / "heads.py") <= {"learnable_memory.files"}
+    below = {"learnable_memory.files", "learnable_memory.head_metadata", "learnable_memory.legacy"}
+    assert imported_from_project(ROOT / "learnable_memory" / "heads.py") == below
+    below = {"learnable_memory.pickles", "learnable_memory.wording"}
+    assert imported_from_project(ROOT / "learnable_memory" / "legacy.py") == below
+    for leaf in ("files", "head_metadata", "pickles", "wording"):
+        assert imported_from_project(ROOT / "learnable_memory" / f"{leaf}.py") == set()
 
 
 def test_the_model_stands_on_heads_alone():
@@ -108,8 +113,9 @@ def test_what_is_imported_is_declared():
     used = set().union(*(imported_packages(path) for path in PACKAGE + TOP_LEVEL))
     used -= sys.stdlib_module_names | {"learnable_memory"} | {path.stem for path in TOP_LEVEL}
     undeclared = {DISTRIBUTIONS.get(name, name) for name in used} - declared
-    # An optional extra has the name of its package; what needs it imports it inside a function.
-    extras = set(re.findall(r"(?m)^([a-z]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    # What an optional extra installs is imported inside a function, by what needs it.
+    lists = dict(re.findall(r"(?m)^([a-z]+) = \[(.*)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    extras = {name for extra, packages in lists.items() if extra != "test" for name in re.findall(r'"(\w+)', packages)}
     assert undeclared <= extras
 
 
@@ -134,11 +140,15 @@ except SystemExit as ended:
     [
         (["vit_train.py", "--help"], ["--dataset", "--number_of_memory_tokens", "--max_steps"]),
         (["vit_validation.py", "--help"], ["--models-list", "--models_list", "--output"]),
+        (["vit_predict.py", "--help"], ["IMAGE", "--heads", "--attention"]),
         (["learnable_memory", "--help"], ["demo", "figures"]),
         (["learnable_memory", "figures", "--help"], ["--output"]),
         (["learnable_memory", "demo", "--help"], []),
         (["learnable_memory", "data", "--help"], ["NAME", "--check"]),
         (["learnable_memory", "bases", "--help"], ["MODEL", "--image_size"]),
+        (["learnable_memory", "heads", "--help"], ["show", "merge", "split", "convert", "push", "fetch"]),
+        (["learnable_memory", "heads", "merge", "--help"], ["FILE", "--output", "--overwrite"]),
+        (["learnable_memory", "export", "--help"], ["--heads", "--format", "--tolerance"]),
     ],
     ids=" ".join,
 )
@@ -155,6 +165,7 @@ def test_help_loads_nothing_heavy(command, listed):
     [
         (["vit_train.py", "--dataset", "Digits", "--epochs", "0"], "--epochs is 0, but it has to be 1 or more."),
         (["vit_validation.py"], "the following arguments are required: -m/--models-list/--models_list"),
+        (["vit_predict.py", "a.png"], "the following arguments are required: --heads"),
         (["-m", "learnable_memory", "dance"], "argument COMMAND: invalid choice: 'dance'"),
         (["-m", "learnable_memory", "figures", "--output"], "argument --output: expected one argument"),
     ],
@@ -165,3 +176,15 @@ def test_wrong_use_is_one_line_and_exit_code_2(command, error):
     assert ran.returncode == 2
     assert error in ran.stderr
     assert ran.stderr.count("\n") == 1 and "Traceback" not in ran.stderr
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    code = "from learnable_memory.commands import run_command\n"
+    code += "def main(argv):\n    for _ in range(100_000): print('a line')\n"
+    code += "raise SystemExit(run_command(main, []))"
+    ran = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert ran.stdout.readline() == "a line\n"
+    ran.stdout.close()
+    assert ran.stderr.read() == "" and ran.wait() == 141

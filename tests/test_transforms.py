@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import BeitImageProcessor, CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
 
+from learnable_memory.legacy import preprocessing
 from learnable_memory.rgb import to_rgb
 from learnable_memory.transforms import VIEWS, Preprocessing
 
@@ -54,6 +55,36 @@ def test_eval_transform_gives_the_pixels_of_the_processor(name: str, shape: tupl
     assert pixels.shape == expected.shape
     # Rescaling alone is a multiplication there and a division here: one unit in the last place of values up to 1.
     assert (pixels - expected).abs().max() <= 1e-6
+
+
+LEGACY_224 = Preprocessing(224, 224, "bilinear", 1 / 255, (0, 0, 0), (1, 1, 1))
+
+
+def test_the_preprocessing_of_the_2023_implementation_has_a_name() -> None:
+    assert LEGACY_224.name == "legacy-2023"
+    assert LEGACY_224.words == "legacy-2023: resized to 224x224 (bilinear), values in [0, 1]"
+    made = Preprocessing.from_dict(preprocessing((192, 224)))  # by the reader of its files
+    assert made == replace(LEGACY_224, height=192, resize=(192, 224))
+    assert (made.name, made.words) == ("legacy-2023", "legacy-2023: resized to 192x224 (bilinear), values in [0, 1]")
+    assert LEGACY_224.to_dict().keys() == SQUARE.to_dict().keys()  # the numbers are the one truth
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"resample": "bicubic"}, {"mean": (0.5, 0, 0)}, {"std": (1, 1, 0.5)}, {"rescale": 1.0}, {"resize": (256, 256)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_any_other_number_is_another_preprocessing_without_a_name(change: dict) -> None:
+    other = replace(LEGACY_224, **change)
+    assert other.name is None and "legacy-2023" not in other.words
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (224, 224), (300, 200), (90, 160)])
+def test_the_pixels_of_the_2023_implementation(shape: tuple[int, int]) -> None:
+    """The whole image, whatever its aspect, as Pillow resizes it, divided by 255."""
+    expected = np.asarray(noise(*shape).resize((224, 224), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
+    pixels = LEGACY_224.eval_transform()(noise(*shape)).numpy()
+    assert np.abs(pixels - expected).max() <= 1 / 255 + 1e-6
 
 
 def test_from_processor_reads_every_number() -> None:

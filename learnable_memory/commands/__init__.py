@@ -1,7 +1,7 @@
 """The commands, which join the model in vit.py and the package around it; and how a command line ends.
 
-Exit codes: 0 done, 2 wrong use (one line on stderr, no traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM. What is
-left is a bug of ours and keeps its traceback.
+Exit codes: 0 done, 2 wrong use (one line on stderr, no traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM, 141 if
+nobody reads what is printed. What is left is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ def run_command(
         # checkpoint.Interrupted says where it ended, and by which signal; its module would load torch
         ended_by = getattr(error, "signal_number", None) or signal.SIGINT
         return _end(prog, str(error) or "interrupted", 128 + ended_by)
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it while it ends
+        return 128 + 13  # as shells name SIGPIPE, which not every system has
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in OWN_MODULES:
             raise

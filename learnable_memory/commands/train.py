@@ -17,6 +17,7 @@ from learnable_memory import grid, heads, plots
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.commands.inputs import TrainingInputs, chosen_data, evaluation_loader
 from learnable_memory.commands.model import load_base, start_logging
+from learnable_memory.commands.parents import compare_pixels, read_parents
 from learnable_memory.commands.processes import start_accelerator
 from learnable_memory.config import TrainOptions, to_dict
 from learnable_memory.data import DataSet
@@ -32,8 +33,8 @@ from vit import MemoryCapableViT
 
 logger = logging.getLogger(__name__)
 
-# A head file says these of its own cell.
-OF_THE_GRID = ("regimes", "number_of_memory_tokens", "lr", "seeds", "data_seeds")
+# What a head file says elsewhere: of its own cell, and by hash.
+OF_ONE_HEAD = ("regimes", "number_of_memory_tokens", "lr", "seeds", "data_seeds", "extends")
 # What a head file does not keep of the options, and what a resumed run may change: it says something of a machine, and
 # nothing of the head.
 OF_THE_MACHINE = (
@@ -64,12 +65,29 @@ class Files:
         """Of one finished pass, with where in the log it ended."""
         return self.folder / f"outcomes{suffix}.json"
 
+    @property
+    def parents(self) -> Path:
+        """What the heads are built on, by hash."""
+        return self.folder / "parents.json"
+
     def splits(self, suffix: str) -> Path:
         """What a pass is trained and evaluated on, by hash."""
         return self.folder / f"splits{suffix}.json"
 
     def unfinished(self) -> list[Path]:
         return sorted([*self.folder.glob("checkpoint*.pt"), *self.folder.glob("outcomes*.json")])
+
+    def done_with(self) -> list[Path]:
+        """What is of no use once the head is written; a process that was killed while it wrote leaves half a file."""
+        halves = self.folder.glob(".*.unfinished")
+        return [*self.unfinished(), self.parents, *self.folder.glob("splits*.json"), *halves]
+
+    def keep(self, path: Path, found: Any, what: str, writes: bool) -> None:
+        """Write what a run begins with. Raises ValueError if it goes on and began with something else."""
+        if self.options.resume and path.exists() and json.loads(path.read_text(encoding="utf-8")) != found:
+            raise ValueError(f"{what} than when the run in {self.folder} began: start anew with --overwrite.")
+        if writes:
+            write_json(path, found)
 
 
 def run(options: TrainOptions) -> int:
@@ -84,7 +102,10 @@ def run(options: TrainOptions) -> int:
     if not is_main(accelerator):
         logging.getLogger("learnable_memory").setLevel(logging.WARNING)
     device = accelerator.device if is_shared(accelerator) else None
+    parents = read_parents(options, files.head)
     model, preprocessing = load_base(options.base_model, options, device, options.image_size)
+    parents.load(model)
+    compare_pixels(parents, preprocessing)
     data_sets = chosen_data(options, accelerator)
 
     outcomes: list[Outcome] = []
@@ -101,8 +122,9 @@ def run(options: TrainOptions) -> int:
     try:
         if log is not None and log.position == 0:
             log.options(to_dict(options))
+        files.keep(files.parents, parents.record(), "--extends gives other heads", writes=log is not None)
         for data_seed, data in data_sets.items():
-            one_pass = Pass(model, data, preprocessing, options, data_seed, log, accelerator)
+            one_pass = Pass(model, data, preprocessing, options, data_seed, log, accelerator, parents.names)
             found = one_pass.run(files)
             outcomes += found
             metadata |= {each.head: head_metadata(data, preprocessing, options, each) for each in found}
@@ -167,10 +189,10 @@ class Pass:
 
     def __init__(
         self, model: MemoryCapableViT, data: DataSet, preprocessing: Preprocessing, options: TrainOptions,
-        data_seed: int | None, log: RunLog | None, accelerator: Any,
+        data_seed: int | None, log: RunLog | None, accelerator: Any, extends: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.model, self.data, self.preprocessing, self.options = model, data, preprocessing, options
-        self.log, self.accelerator = log, accelerator
+        self.log, self.accelerator, self.extends = log, accelerator, extends
         self.seed = options.seed if data_seed is None else data_seed
         self.suffix = "" if data_seed is None else f"_d{data_seed}"
         cells = grid.cells(options)
@@ -184,7 +206,9 @@ class Pass:
         options, ending = self.options, files.outcomes(self.suffix)
         self._add_heads()
         self._announce()
-        self._check_splits(files.splits(self.suffix))
+        what = f"{options.dataset} has other images in its splits"
+        splits = self.data.record()["splits"]  # others would move between training and evaluation
+        files.keep(files.splits(self.suffix), splits, what, writes=self.log is not None)
         checkpoint = Checkpoint(files.checkpoint(self.suffix), options.checkpoint_steps)
         if options.resume and ending.exists() and finished_training(self.model, checkpoint):
             return [Outcome.from_row(row) for row in json.loads(ending.read_text(encoding="utf-8"))["outcomes"]]
@@ -213,27 +237,17 @@ class Pass:
             write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": self.log.position})
         return outcomes
 
-    def _check_splits(self, path: Path) -> None:
-        """A run goes on with the images that it began with: others would move between training and evaluation."""
-        splits = self.data.record()["splits"]
-        if self.options.resume and path.exists() and json.loads(path.read_text(encoding="utf-8")) != splits:
-            raise ValueError(
-                f"{self.options.dataset} has other images in its splits than when the run in {path.parent} began: "
-                "start anew with --overwrite."
-            )
-        if self.log is not None:
-            write_json(path, splits)
-
     def _add_heads(self) -> None:
         for name, cell in self.names.items():
             self.model.add_head(
-                name, len(self.data.labels), cell.memory_tokens, memory_norm=self.options.memory_norm,
+                name, len(self.data.labels), cell.memory_tokens, self.extends, memory_norm=self.options.memory_norm,
                 class_token=cell.regime != "head", generator=torch.Generator().manual_seed(cell.seed),
             )  # fmt: skip
 
     def _announce(self) -> None:
         numbers = sum(self._parameters(name) for name in self.names)
         what = self.options.name if len(self.names) == 1 else f"{len(self.names)} heads in one pass"
+        what += f", built on {', '.join(self.extends)}," if self.extends else ""
         logger.info(
             "%s on %s: %s numbers to learn; %s images of %d classes (%s to choose on, %s to report on), from %s",
             what, self.model.base_id, f"{numbers:,}", f"{len(self.data.train):,}", len(self.data.labels),
@@ -257,7 +271,7 @@ class Pass:
 
 def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOptions, outcome: Outcome) -> dict:
     """What a head's file says beyond its shapes: enough to evaluate it again without a flag."""
-    kept = {key: value for key, value in to_dict(options).items() if key not in OF_THE_MACHINE + OF_THE_GRID}
+    kept = {key: value for key, value in to_dict(options).items() if key not in OF_THE_MACHINE + OF_ONE_HEAD}
     cell = {"regime": outcome.cell.regime, "lr": outcome.cell.lr, "seed": outcome.cell.seed}
     return {
         "labels": data.labels,
@@ -287,9 +301,8 @@ def leave(
             for outcome in outcomes:
                 save(outcome, options.output / heads.file_name(outcome.head), outcome.head)
     save(chosen, files.head, options.name)
-    # A process that was killed while it wrote leaves the half of a file.
-    for path in (*files.unfinished(), *files.folder.glob("splits*.json"), *files.folder.glob(".*.unfinished")):
-        path.unlink()
+    for path in files.done_with():
+        path.unlink(missing_ok=True)
     score, size = chosen.eval, files.head.stat().st_size / 1000
     which = "" if len(outcomes) == 1 else f" ({chosen.cell.name}, the best of {len(outcomes)} on select)"
     print(

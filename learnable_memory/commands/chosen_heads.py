@@ -1,0 +1,161 @@
+"""The heads that a command was asked for, and those that they extend: from names and files to a model that has them.
+
+chosen = choose_heads(["CIFAR100", "all.safetensors"], Path("models"))
+model, preprocessing = load_chosen(chosen, options)
+for settings, names in chosen.by_preprocessing(preprocessing).items():     # one pass for each
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from learnable_memory import heads
+from learnable_memory.commands.model import load_base
+from learnable_memory.config import RunOptions
+from learnable_memory.heads import HeadFile
+from learnable_memory.together import check_together, hash_of, parents_first
+from learnable_memory.transforms import Preprocessing
+from vit import MemoryCapableViT
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChosenHeads:
+    """Heads as their files give them, each file read once.
+
+    Attributes:
+        files: all of them by name, those that are extended before those that extend them.
+        paths: where each was read from.
+        asked: the heads in each file that was asked for, in that order; all others come along and do not answer.
+    """
+
+    files: dict[str, HeadFile]
+    paths: dict[str, Path]
+    asked: dict[Path, list[str]]
+
+    @property
+    def names(self) -> list[str]:
+        """The heads that were asked for, in that order."""
+        return [name for names in self.asked.values() for name in names]
+
+    def metadata(self, name: str) -> dict:
+        """What the file of a head says of it."""
+        return self.files[name].metadata
+
+    def record(self) -> list[dict[str, str]]:
+        """What a head that extends those asked for says of them: name and hash of each."""
+        return [{"name": name, "hash": hash_of(self.files[name])} for name in self.names]
+
+    def base(self, named: str | None = None) -> str:
+        """The base to load: the one that the user named, or else what the files say.
+
+        Raises ValueError if nobody says.
+        """
+        known = [named, *(file.metadata["base"]["id"] for file in self.files.values())]
+        base = next(filter(None, known), None)
+        if base is None:
+            path = next(iter(self.asked))
+            raise ValueError(f"{path} does not say which base it was trained on: name it with --base_model.")
+        return base
+
+    def precision(self) -> str:
+        """The precision that all were trained in, so that accuracies repeat; float32 if they differ."""
+        found = {self.metadata(name).get("training", {}).get("precision", "float32") for name in self.names}
+        if len(found) > 1:
+            logger.info("The heads were trained in %s: all answer in float32.", " and ".join(sorted(found)))
+        return found.pop() if len(found) == 1 else "float32"
+
+    def load(self, model: MemoryCapableViT) -> None:
+        """Put all of them on their base, frozen; errors as in `load_head`."""
+        for file in self.files.values():
+            model.load_head(file)
+
+    def by_preprocessing(self, of_the_base: Preprocessing) -> dict[Preprocessing, list[str]]:
+        """The heads that were asked for, grouped by what can share a pass: those whose pixels are made alike.
+
+        Args:
+            of_the_base: stands where a file does not say how its pixels were made.
+        """
+        groups: dict[Preprocessing, list[str]] = {}
+        for name in self.names:
+            settings = self.metadata(name).get("preprocessing")
+            groups.setdefault(Preprocessing.from_dict(settings) if settings else of_the_base, []).append(name)
+        return groups
+
+
+def load_chosen(chosen: ChosenHeads, options: RunOptions) -> tuple[MemoryCapableViT, Preprocessing]:
+    """The base with all these heads on it, on the device and in the precision of the options, and its preprocessing.
+
+    The model is not set to a size of images: see `by_preprocessing` for what its heads need.
+
+    Args:
+        options: with a `base_model`; without a precision, it is that of the heads' training.
+    """
+    options = dataclasses.replace(options, precision=options.precision or chosen.precision())
+    model, preprocessing = load_base(chosen.base(options.base_model), options, sized=False)
+    chosen.load(model)
+    return model, preprocessing
+
+
+def choose_heads(names: Sequence[str], folder: Path) -> ChosenHeads:
+    """All heads of these files, and those that they extend, which may lie in the folder or beside them.
+
+    Args:
+        names: of heads in the folder, or files, as in `heads.find`.
+
+    Raises:
+        FileNotFoundError: a file is not there, or that of a head which one of them extends.
+        ValueError: a file is damaged, or the heads cannot be put together: they belong to several bases, two have one
+            name, or a head that is extended is not the one that it was.
+    """
+    found: dict[str, HeadFile] = {}
+    paths: dict[str, Path] = {}
+    asked: dict[Path, list[str]] = {}
+    for path in heads.find(names, folder):
+        files = heads.load_all(path)
+        asked[path] = [file.metadata["name"] for file in files]
+        for file in files:
+            name = file.metadata["name"]
+            if name in found:
+                raise ValueError(
+                    f"{paths[name]} and {path} both hold a head {name}: two heads of one name cannot answer together."
+                )
+            found[name], paths[name] = file, path
+    waiting = list(found)
+    while waiting:
+        child = waiting.pop()
+        for parent in found[child].metadata["extends"]:
+            name = parent["name"]
+            if name not in found:
+                found[name], paths[name] = _find_parent(parent, child, [folder, paths[child].parent])
+                waiting.append(name)
+                logger.info("loaded too: %s, which %s extends, from %s", name, child, paths[name])
+    check_together(list(found.values()))
+    return ChosenHeads({file.metadata["name"]: file for file in parents_first(list(found.values()))}, paths, asked)
+
+
+def _find_parent(parent: dict[str, str], child: str, folders: Sequence[Path]) -> tuple[HeadFile, Path]:
+    """The head that `child` names as its parent, and its file in one of the folders."""
+    name, others = parent["name"], []
+    wanted = [heads.file_name(name, suffix) for suffix in (heads.SUFFIX, heads.OLD_SUFFIX)]
+    for path in dict.fromkeys(folder / file_name for folder in folders for file_name in wanted):
+        if not path.is_file():
+            continue
+        for file in heads.load_all(path):
+            if file.metadata["name"] == name:
+                if hash_of(file) == parent["hash"]:
+                    return file, path
+                others.append(path)
+    if others:
+        raise ValueError(
+            f"{child} extends {name}, but {others[0]} is not the {name} that it was trained on: put that one's file "
+            "there, or name it too."
+        )
+    places = " and ".join(dict.fromkeys(map(str, folders)))
+    raise FileNotFoundError(
+        f"{child} extends {name}, whose file is not there: looked for {wanted[0]} and {wanted[1]} in {places}. Put it "
+        "there, or name it too."
+    )

@@ -1,0 +1,40 @@
+"""What `vit_train.py --extends` builds a new head on: other heads, read before the base and put on it frozen."""
+
+import logging
+from pathlib import Path
+
+from learnable_memory.commands.chosen_heads import ChosenHeads, choose_heads
+from learnable_memory.config import TrainOptions
+from learnable_memory.transforms import Preprocessing
+
+logger = logging.getLogger(__name__)
+
+
+def read_parents(options: TrainOptions, new_file: Path) -> ChosenHeads:
+    """The heads that `--extends` names, and those that they extend; none without it.
+
+    Args:
+        new_file: where the new head is going to be written.
+
+    Raises ValueError if the new head would take the name or the file of one of them, or one is a linear probe; else as
+    `choose_heads`.
+    """
+    parents = choose_heads(options.extends or (), options.output)
+    for name, path in parents.paths.items():
+        if name == options.name or path.resolve() == new_file.resolve():
+            raise ValueError(f"{options.name} cannot extend the {name} in {path}: give another --name.")
+    probes = [name for name in parents.names if not parents.metadata(name)["class_token"]]
+    if probes:
+        raise ValueError(f"--extends names {', '.join(probes)}: a linear probe has nothing that other heads could see.")
+    return parents
+
+
+def compare_pixels(parents: ChosenHeads, preprocessing: Preprocessing) -> None:
+    """Say it where parents were trained on pixels of another kind; they see those of the new head from now on."""
+    for name, file in parents.files.items():
+        settings = file.metadata.get("preprocessing")
+        if settings and Preprocessing.from_dict(settings) != preprocessing:
+            logger.info(
+                "%s was trained on images %s; below the new head it sees them %s.",
+                name, Preprocessing.from_dict(settings).words, preprocessing.words,
+            )  # fmt: skip

@@ -1,0 +1,107 @@
+"""`vit_predict.py`: what heads, put together in one model, say of images."""
+
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from learnable_memory.broken import find_broken
+from learnable_memory.commands.chosen_heads import choose_heads, load_chosen
+from learnable_memory.commands.model import start_logging
+from learnable_memory.config import PredictOptions
+from learnable_memory.image_paths import named_images
+from learnable_memory.images import ImageSet
+from learnable_memory.predict import Prediction, predict
+from learnable_memory.transforms import Preprocessing
+from vit import MemoryCapableViT
+
+logger = logging.getLogger(__name__)
+
+MOST_PICTURES = 8  # images of an attention picture, which has a row for each and each head
+
+
+def run(options: PredictOptions) -> int:
+    """Answer as the options say: results on stdout as they come, all else on stderr."""
+    start_logging()
+    images = named_images(options.images)
+    if options.attention:
+        _check_picture(options.attention, len(images))
+    model, passes, names = open_heads(options)
+    if options.on_bad_image == "skip":
+        images = without_broken(images, options.workers)
+    answered = predict(
+        model, images, passes, top=options.top, batch_size=options.batch_size, workers=options.workers,
+        attention=options.attention is not None,
+    )  # fmt: skip
+    kept = []
+    # A bar would run into results on the same terminal; `None` leaves it out where stderr is no terminal.
+    bar = tqdm(answered, total=len(images), unit=" images", disable=sys.stdout.isatty() or None)
+    for prediction in bar:
+        text = json_line(prediction, names) if options.json else text_block(prediction, names)
+        # A file's name may hold what is no text. Flushed, because somebody may be waiting at the other end of a pipe.
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
+        if options.attention:
+            kept.append(prediction)
+    if options.attention:
+        from learnable_memory.attention_plot import attention_picture
+
+        logger.info("picture: %s", attention_picture(kept, passes, names, options.attention))
+    return 0
+
+
+def _check_picture(path: Path, images: int) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"--attention {path} is a folder: name a file in it, such as attention.png.")
+    if images > MOST_PICTURES:
+        raise ValueError(f"--attention draws at most {MOST_PICTURES} images, but these are {images:,}: name fewer.")
+
+
+def open_heads(options: PredictOptions) -> tuple[MemoryCapableViT, dict[Preprocessing, list[str]], list[str]]:
+    """The base with the heads that the options name, what to give to `predict`, and who answers, in order.
+
+    Raises:
+        ValueError, FileNotFoundError: as `choose_heads` and `load_chosen`; the base is to answer and has no classifier.
+    """
+    chosen = choose_heads(options.heads, options.models_folder)
+    model, preprocessing = load_chosen(chosen, options)
+    passes, names = chosen.by_preprocessing(preprocessing), chosen.names
+    if options.with_base:
+        if not model.has_base_classifier:
+            raise ValueError(f"{model.base_id} has no classifier, so it has no answers of its own: leave --with_base.")
+        passes.setdefault(preprocessing, []).append("base")
+        names = ["base", *names]
+    if len(passes) > 1:
+        logger.info("The heads need %d kinds of preprocessing, so each image takes one pass of its kind.", len(passes))
+    return model, passes, names
+
+
+def without_broken(images: ImageSet, workers: int) -> ImageSet:
+    """The images that can be read; the others are named in the log. Raises ValueError if none is left."""
+    broken = find_broken(images, workers, "checking the images")
+    for reason in broken.values():
+        logger.warning("left out: %s", reason)
+    if len(broken) == len(images):
+        raise ValueError(f"none of the {len(images):,} images can be read")
+    return images.subset(np.setdiff1d(np.arange(len(images)), list(broken)))
+
+
+def json_line(prediction: Prediction, names: Sequence[str]) -> str:
+    """`{"image": .., "heads": {name: [{"label": .., "class": .., "probability": ..}, ..]}}` in one line."""
+    heads = {
+        name: [{"label": label, "class": index, "probability": p} for label, index, p in prediction.answers[name]]
+        for name in names
+    }
+    return json.dumps({"image": prediction.image, "heads": heads})
+
+
+def text_block(prediction: Prediction, names: Sequence[str]) -> str:
+    """The image's name and a line for each head, its most probable class first, in columns."""
+    rows = [[name, *(f"{label} {p:.1%}" for label, _, p in prediction.answers[name])] for name in names]
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n  ".join([prediction.image, *lines])

@@ -1,0 +1,194 @@
+"""What a head is, without its file: its specification, its metadata as JSON, and what the two must be like.
+
+No model and no files: tensors by name, and plain dicts. heads.py reads and writes them.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+FORMAT_VERSION = 1
+RESERVED = {"base", *dir(torch.nn.ModuleDict())}  # heads live in one; what it has itself is not free as a name
+REQUIRED = (
+    "format_version", "name", "base", "hidden_size", "num_layers", "num_labels", "memory_tokens", "memory_norm",
+    "class_token", "extends",
+)  # fmt: skip
+TYPES = {
+    "hidden_size": (int,), "num_layers": (int,), "memory_norm": (bool,), "class_token": (bool,),
+    "base.id": (str, type(None)), "base.fingerprint": (str,), "extends.name": (str,), "extends.hash": (str,),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a head is, without its weights.
+
+    Args:
+        name: letters, digits, `_`, `+` and `-`; not `base`.
+        num_labels: C, classes of its data set.
+        memory_tokens: m in every layer; 0 is a class token without memory.
+        extends: the heads whose class tokens and memory it also sees.
+        memory_norm: memory passes through the layer norm, as in the paper, or joins after it, as in the 2023 files.
+        class_token: False is a linear probe on the base class token; it has no memory and extends nothing.
+        metadata: whatever else is known of it: labels, data set, preprocessing, metrics, versions.
+
+    Raises ValueError if one of them is not legal.
+    """
+
+    name: str
+    num_labels: int
+    memory_tokens: int = 1
+    extends: tuple[str, ...] = ()
+    memory_norm: bool = True
+    class_token: bool = True
+    metadata: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extends", tuple(self.extends))
+        legal = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]*", self.name)
+        if not legal or self.name in RESERVED:
+            raise ValueError(
+                f"{self.name!r} cannot be the name of a head. Use letters, digits, '_', '+' and '-', and not "
+                "'base' (the base's own answers) or the name of a method of torch modules."
+            )
+        for what, count, least in (("num_labels", self.num_labels, 1), ("memory_tokens", self.memory_tokens, 0)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise ValueError(f"{what} must be a whole number of at least {least}, got {count!r}.")
+        if not self.class_token and (self.memory_tokens or self.extends):
+            raise ValueError(
+                "A head without a class token is a linear probe: nothing reads memory or other heads in it. "
+                f"Set memory_tokens=0 and extends=(), got {self.memory_tokens} and {self.extends}."
+            )
+
+
+@dataclass(frozen=True)
+class HeadFile:
+    """What a head file holds: `tensors` under the names above, and `metadata`, the JSON of its header as a dict."""
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict
+
+
+def content_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256, 64 hexadecimal digits, over names, shapes and values (as little-endian float32, sorted by name).
+
+    Independent of how a file stores the values: float16 and bfloat16 widen to float32 without loss. That of a base
+    is called its *fingerprint*.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{list(values.shape)}".encode())
+        digest.update(values.numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()
+
+
+def head_hash(spec: HeadSpec, tensors: Mapping[str, torch.Tensor], parents: Sequence[Mapping]) -> str:
+    """By what a head names a parent: all that decides the parent's answers, its own parents included."""
+    decides = [content_hash(tensors), spec.memory_norm, [[parent["name"], parent["hash"]] for parent in parents]]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+
+
+def describe(spec: HeadSpec, base: Mapping, hidden_size: int, num_layers: int, parents: Sequence[Mapping]) -> dict:
+    """The metadata of a head's file.
+
+    Args:
+        base: `{"id", "fingerprint"}` of the base.
+        parents: `{"name", "hash"}` of each head in `spec.extends`, the hash being its `head_hash`.
+
+    Raises ValueError if the spec's own metadata uses a key that is taken.
+    """
+    record = asdict(spec)
+    taken = [key for key in record["metadata"] if key in REQUIRED]
+    if taken:
+        raise ValueError(f"Metadata cannot be called {', '.join(taken)}: a head file has these already.")
+    return {
+        **record.pop("metadata"), **record, "format_version": FORMAT_VERSION, "base": dict(base),
+        "hidden_size": hidden_size, "num_layers": num_layers, "extends": list(parents),
+    }  # fmt: skip
+
+
+def spec_of(metadata: Mapping) -> HeadSpec:
+    """The reverse of `describe`: what `describe` added is taken away, the rest is the spec's own metadata."""
+    own = {key: value for key, value in metadata.items() if key not in REQUIRED}
+    core = {key: metadata[key] for key in ("name", "num_labels", "memory_tokens", "memory_norm", "class_token")}
+    return HeadSpec(**core, extends=tuple(parent["name"] for parent in metadata["extends"]), metadata=own)
+
+
+def expected_shapes(metadata: Mapping) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape that a head with this metadata must have."""
+    width, classes = metadata["hidden_size"], metadata["num_labels"]
+    shapes: dict[str, tuple[int, ...]] = {"classifier.weight": (classes, width), "classifier.bias": (classes,)}
+    if metadata["class_token"]:
+        shapes["class_token"] = (width,)
+    if metadata["memory_tokens"]:
+        shapes["memory"] = (metadata["num_layers"], metadata["memory_tokens"], width)
+    return shapes
+
+
+def check_metadata(metadata: Mapping, where: str) -> None:
+    """Raise ValueError, naming `where`, if metadata is incomplete or of another format version."""
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{where} has head format version {metadata.get('format_version')!r}; this library reads version "
+            f"{FORMAT_VERSION}. Update the library, or write the head again with this one."
+        )
+    missing = [key for key in REQUIRED if key not in metadata]
+    if not missing:
+        base, parents = metadata["base"], metadata["extends"]
+        if not isinstance(base, dict) or not isinstance(parents, list) or not all(isinstance(p, dict) for p in parents):
+            raise ValueError(f"{where} has a damaged header: base is no object, or extends no list of objects.")
+        missing = [f"base.{key}" for key in ("id", "fingerprint") if key not in base]
+        missing += [f"extends.{key}" for key in ("name", "hash") for parent in parents if key not in parent]
+    if missing:
+        raise ValueError(f"{where} is not a complete head file: its metadata lacks {', '.join(missing)}.")
+    values = {key: metadata[key] for key in TYPES if "." not in key}
+    typed = [*values.items(), *((f"base.{key}", base[key]) for key in ("id", "fingerprint"))]
+    typed += [(f"extends.{key}", parent[key]) for parent in parents for key in ("name", "hash")]
+    wrong = [f"{key} is {value!r}" for key, value in typed if type(value) not in TYPES[key]]
+    if wrong:
+        raise ValueError(f"{where} has a damaged header: {', '.join(wrong)}.")
+    try:
+        spec_of(metadata)
+    except ValueError as error:
+        raise ValueError(f"{where} has a damaged header: {error}") from None
+
+
+def check(tensors: Mapping[str, torch.Tensor], metadata: Mapping, where: str) -> None:
+    """Raise ValueError, naming `where`, if metadata is incomplete or of another format, or a tensor does not fit."""
+    check_metadata(metadata, where)
+    wanted = expected_shapes(metadata)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        differing = [
+            f"{name}: found {found.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
+            for name in sorted(found.keys() | wanted.keys())
+            if found.get(name) != wanted.get(name)
+        ]
+        raise ValueError(f"{where} holds tensors that do not fit its own metadata: {'; '.join(differing)}.")
+    wrong = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype != torch.float32]
+    if wrong:
+        raise ValueError(f"{where} must hold float32 tensors only, but {', '.join(wrong)}.")
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{where} has values that are not finite in {', '.join(broken)}: its training has diverged.")
+
+
+def check_base(metadata: Mapping, fingerprint: str, hidden_size: int, num_layers: int, where: str) -> None:
+    """Raise ValueError, saying which differ, unless the head belongs to the base with this fingerprint and shape."""
+    base = metadata["base"]
+    pairs = [
+        ("width", metadata["hidden_size"], hidden_size),
+        ("number of layers", metadata["num_layers"], num_layers),
+        ("base fingerprint", base["fingerprint"], fingerprint),
+    ]
+    differing = [f"{what} {theirs} in the file, {ours} in the model" for what, theirs, ours in pairs if theirs != ours]
+    if differing:
+        raise ValueError(
+            f"{where} was trained on another base ({base.get('id') or 'unnamed'}): {'; '.join(differing)}. "
+            "Load the base that it was trained on, or train the head again on this one."
+        )

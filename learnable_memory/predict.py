@@ -1,0 +1,135 @@
+"""What heads say of images that nobody has labelled.
+
+images = named_images(["photos/", "more/*.jpg"])                # or a split of a data set
+for prediction in predict(model, images, {preprocessing: model.head_names}):
+    print(prediction.image, prediction.answers["CIFAR100"][0].label)
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from learnable_memory.attention import HeadAttention, attention_of, columns_of
+from learnable_memory.images import ImageSet
+from learnable_memory.loading import make_loader
+from learnable_memory.transforms import Preprocessing, Transform
+
+
+class Answer(NamedTuple):
+    """One class of a head: its name, its number, and its probability among all classes of that head."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class Look(NamedTuple):
+    """What a head has looked at: the image as it came, float32 [3, height, width], and the weights of its tokens."""
+
+    pixel_values: Tensor
+    attention: HeadAttention
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of one image.
+
+    Attributes:
+        image: what the image is called: its path.
+        answers: head -> its most probable classes, the best first.
+        looks: head -> where its class token has looked; empty unless asked for.
+    """
+
+    image: str
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)
+
+
+def predict(
+    model, images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]], *, top: int = 5, batch_size: int = 64,
+    workers: int = 0, attention: bool = False,
+) -> Iterator[Prediction]:  # fmt: skip
+    """Answer image by image, in order; no more than a few batches are in memory at a time.
+
+    Each image is decoded once, and passes once through the model for each preprocessing.
+
+    Args:
+        model: a MemoryCapableViT. It is in eval mode meanwhile, and takes images of the last preprocessing's size
+            afterwards.
+        images: their labels do not matter.
+        passes: how pixels are made -> the heads that want them so; `"base"` is legal where the base has a classifier.
+        top: how many classes of each head; all where it has fewer.
+        workers: processes that decode; none start for a single batch.
+        attention: also tell where each head looks.
+
+    Raises:
+        ValueError: the base is asked and has no classifier; from the iterator, an image that cannot be decoded.
+    """
+    if any("base" in names for names in passes.values()) and not model.has_base_classifier:
+        raise ValueError("The base has no classifier, so it has no answers of its own: ask the heads alone.")
+    return _predictions(model, images, passes, top, batch_size, workers, attention)
+
+
+def _predictions(
+    model, images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]], top: int, batch_size: int, workers: int,
+    attention: bool,
+) -> Iterator[Prediction]:  # fmt: skip
+    views_of = _Views([preprocessing.eval_transform() for preprocessing in passes])
+    loader = make_loader(images, views_of, batch_size, workers if len(images) > batch_size else 0)
+    was_training, index = model.training, 0
+    try:
+        model.eval()
+        for views, labels in loader:
+            batch = [Prediction(images.describe(index + i)) for i in range(len(labels))]
+            index += len(batch)
+            for pixel_values, (preprocessing, names) in zip(views, passes.items(), strict=True):
+                model.set_image_size((preprocessing.height, preprocessing.width))
+                _one_pass(model, pixel_values, names, batch, top, attention)
+            yield from batch
+    finally:
+        model.train(was_training)
+
+
+class _Views:
+    """All views of an image that is decoded once; a class, because loader processes may have to unpickle it."""
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = transforms
+
+    def __call__(self, image: Image.Image) -> list[Tensor]:
+        return [transform(image) for transform in self.transforms]
+
+
+@torch.no_grad()
+def _one_pass(
+    model, pixel_values: Tensor, names: Sequence[str], batch: Sequence[Prediction], top: int, attention: bool
+) -> None:
+    """Add what these heads say of pixel_values [B, 3, height, width] to the predictions of the batch."""
+    heads = [name for name in names if name != "base"]
+    on_device = pixel_values.to(next(model.parameters()).device, non_blocking=True)
+    outputs = model(on_device, heads=heads, with_base="base" in names, output_attentions=attention)
+    for name, output in outputs.items():
+        labels = labels_of(model, name)
+        best = output.logits.float().softmax(dim=-1).topk(min(top, output.logits.shape[1]))  # [B, top]
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for prediction, (classes, probabilities) in zip(batch, rows, strict=True):
+            prediction.answers[name] = [
+                Answer(labels[index], index, probability)
+                for index, probability in zip(classes, probabilities, strict=True)
+            ]
+        if attention:
+            of_images = attention_of(name, output.attentions, columns_of(model, name))
+            for prediction, *look in zip(batch, pixel_values, of_images, strict=True):
+                prediction.looks[name] = Look(*look)
+
+
+def labels_of(model, name: str) -> list[str]:
+    """What the classes of a head, or of the base, are called; "class 17" where nobody has named them."""
+    if name == "base":
+        return [model.config.id2label[index] for index in range(model.config.num_labels)]
+    spec = model.heads[name].spec
+    return list(spec.metadata.get("labels") or (f"class {index}" for index in range(spec.num_labels)))
