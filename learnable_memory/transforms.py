@@ -139,6 +139,20 @@ class Preprocessing:
         """JSON-able, and the exact input of `from_dict`."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
+    def to_processor(self) -> Any:
+        """A HuggingFace image processor that makes these pixels, as `transformers.pipeline` takes one."""
+        from transformers import CLIPImageProcessor  # ViT's own cannot cut the centre out
+
+        names = ("shortest_edge",) if len(self.resize) == 1 else ("height", "width")
+        return CLIPImageProcessor(
+            size=dict(zip(names, self.resize, strict=True)),
+            crop_size={"height": self.height, "width": self.width},
+            resample=next(number for number, name in RESAMPLE_NAMES.items() if name == self.resample),
+            rescale_factor=self.rescale,
+            image_mean=list(self.mean),
+            image_std=list(self.std),
+        )
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`.
