@@ -1,0 +1,143 @@
+"""`python -m learnable_memory export --heads NAME...`: heads and their base as one file that other runtimes serve."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from learnable_memory.config import Places
+from learnable_memory.options import NOT_EMPTY, above, option, parse
+
+if TYPE_CHECKING:
+    from learnable_memory.commands.chosen_heads import ChosenHeads
+    from learnable_memory.transforms import Preprocessing
+    from vit import MemoryCapableViT
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Places):
+    """Which heads, and as what."""
+
+    heads: tuple[str, ...] = option(
+        help="the heads that answer: names in --models_folder, or files", group="heads", legal=NOT_EMPTY
+    )
+    models_folder: Path = option(
+        Path("models"), "where heads given by name are, and those that a head extends", group="heads"
+    )
+    base_model: str | None = option(
+        None,
+        "the frozen ViT: a name on the hub, a folder, or a checkpoint file",
+        group="heads",
+        legal=NOT_EMPTY,
+        default_help="the one that the heads were trained on",
+    )
+    with_base: bool = option(False, "also what the base's own classifier says, as the output base", group="heads")
+    format: str = option(
+        "onnx", "onnx: for onnxruntime and others; torch-export: for torch.export.load", group="file", choices=SUFFIXES
+    )
+    output: Path | None = option(
+        None, "the file to write", group="file", default_help="heads.onnx or heads.pt2 in --models_folder"
+    )
+    tolerance: float = option(
+        1e-4,
+        "how far the file's logits may be from the model's before it is thrown away",
+        group="file",
+        legal=above(0),
+        unit="share of a head's largest logit",
+    )
+    overwrite: bool = option(False, "replace the file if it exists", group="file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        suffix = SUFFIXES[self.format]
+        if self.output is None:
+            self._set("output", self.models_folder / f"heads{suffix}")
+        if self.output.suffix != suffix:
+            raise ValueError(f"--output is {self.output}, but a file of --format {self.format} ends in {suffix}.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load the heads, write the file, check it, and say what is in it."""
+    options = parse(
+        ExportOptions,
+        "Write heads and their base as one file, which is kept only if it answers as the model does.",
+        argv,
+        prog="python -m learnable_memory export",
+    )
+    if options.output.exists() and not options.overwrite:
+        raise FileExistsError(f"{options.output} exists: choose another --output, or replace it with --overwrite.")
+    from learnable_memory.commands.chosen_heads import choose_heads
+    from learnable_memory.commands.model import open_base, start_logging
+    from learnable_memory.export import check_format, export
+
+    start_logging()
+    for library in ("onnxscript", "onnx_ir"):  # they report each step that they leave out, with no harm done
+        logging.getLogger(library).setLevel(logging.ERROR)
+    check_format(options.format, options.output)  # before anything is loaded
+    chosen = choose_heads(options.heads, options.models_folder)
+    base = chosen.base(options.base_model)
+    model, of_the_base = open_base(base, options.base_cache, not options.no_download, sized=False)
+    chosen.load(model)
+    preprocessing = one_preprocessing(chosen, of_the_base)
+    if options.with_base:
+        check_base(model, preprocessing, of_the_base)
+    model.set_image_size((preprocessing.height, preprocessing.width))
+    record = {"preprocessing": preprocessing.to_dict(), "preprocessing_words": preprocessing.words}
+    difference = export(
+        model, options.output, options.format, chosen.names, options.with_base, record, options.tolerance
+    )
+    lines = describe(options, model, chosen.names, preprocessing, difference)
+    width = max(map(len, lines))
+    print("\n".join(f"{name:<{width}}  {text}" for name, text in lines.items()))
+
+
+def one_preprocessing(chosen: ChosenHeads, of_the_base: Preprocessing) -> Preprocessing:
+    """How the pixels are made that all these heads take. Raises ValueError if they do not take the same."""
+    groups = chosen.by_preprocessing(of_the_base)
+    if len(groups) > 1:
+        needs = "; ".join(f"{', '.join(names)}: {settings.words}" for settings, names in groups.items())
+        apart = ", then ".join(f"--heads {' '.join(names)}" for names in groups.values())
+        merged = any(len(names) > 1 for names in chosen.asked.values())
+        first = " after python -m learnable_memory heads split" if merged else ""
+        raise ValueError(
+            f"One file takes one kind of pixels, and these heads need {len(groups)} ({needs}). Export them apart"
+            f"{first}, each to an --output of its own: {apart}."
+        )
+    return next(iter(groups))
+
+
+def check_base(model: MemoryCapableViT, preprocessing: Preprocessing, of_the_base: Preprocessing) -> None:
+    """Raise ValueError if the base has no answers of its own, or would need other pixels for them than the heads."""
+    if not model.has_base_classifier:
+        raise ValueError(f"{model.base_id} has no classifier, so it has no answers of its own: leave --with_base.")
+    if preprocessing != of_the_base:
+        raise ValueError(
+            f"One file takes one kind of pixels: the base's own answers need images {of_the_base.words}, these heads "
+            f"{preprocessing.words}. Leave --with_base."
+        )
+
+
+def describe(
+    options: ExportOptions,
+    model: MemoryCapableViT,
+    names: Sequence[str],
+    preprocessing: Preprocessing,
+    difference: float,
+) -> dict[str, str]:
+    """What the command prints: a name for each line, and its text."""
+    classes = {"base": model.config.num_labels} if options.with_base else {}
+    classes |= {name: model.heads[name].spec.num_labels for name in names}
+    shape = "x".join(map(str, (model.config.num_channels, *model.image_size)))
+    return {
+        "written": f"{options.output}, {options.output.stat().st_size / 1e6:,.1f} MB",
+        "input": f"pixel_values, float32, batch x {shape}",
+        "preprocessing": preprocessing.words,
+        "outputs": ", ".join(f"{name} ({count:,} classes)" for name, count in classes.items()),
+        "checked": f"differs from the model by at most {difference:.1e} of a head's largest logit "
+        f"({options.tolerance:.1e} is allowed)",
+    }
