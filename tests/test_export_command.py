@@ -108,7 +108,9 @@ def test_an_onnx_file_with_heads_and_base(model, folder, base, tmp_path, capsys,
         f"checked        differs from the model by at most {record['checked']['largest_difference']:.1e} of a head's "
         "largest logit (1.0e-04 is allowed)",
     ]
-    assert not [record for record in caplog.records if record.name.startswith("onnx")]  # of each step left out
+    assert not [
+        record for record in caplog.records if record.name.startswith("onnx")
+    ]  # its exporter has nothing to complain of
 
 
 def test_a_file_for_torch_export_load_of_heads_for_another_size(base, folder, tmp_path):

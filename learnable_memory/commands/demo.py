@@ -45,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = validation.validate(together)
     pixels = {"linear probe on pixels": [f"{100 * linear_probe_on_pixels(row['head'], together):.2f}" for row in rows]}
     same, picture = answers_in_one_pass(model, preprocessing, together, options.output / "answers.png")
+    looks = where_heads_look(model, preprocessing, together, options.output / "attention.png")
     print("\nOne model, one forward pass for all heads:\n\n" + validation.table(rows, pixels))
     print(f"\nthe base's own answers are bit for bit those without heads: {'yes' if same else 'NO'}")
-    print(f"picture: {picture}")
+    print(f"pictures: {picture}, {looks}")
     return 0 if same else 1
 
 
@@ -95,3 +96,16 @@ def answers_in_one_pass(model, preprocessing, options: ValidationOptions, pictur
         answers[name] = [(labels[name][i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
     own = [name for name in options.models_list for _ in range(5)]
     return torch.equal(before, outputs["base"].logits), plots.answers(shown, answers, own, picture)
+
+
+def where_heads_look(model, preprocessing, options: ValidationOptions, picture: Path) -> Path:
+    """Draw where each head looks in one image of each data set, and how much its memory weighs; returns the path."""
+    from learnable_memory.attention_plot import attention_picture
+    from learnable_memory.data import load_data_set
+    from learnable_memory.predict import predict
+
+    names = list(options.models_list)
+    images = [load_data_set(name, options.directory, download=False).eval.subset([0]) for name in names]
+    passes = {preprocessing: names}
+    shown = [prediction for image in images for prediction in predict(model, image, passes, top=1, attention=True)]
+    return attention_picture(shown, passes, names, picture)

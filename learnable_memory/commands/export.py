@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from learnable_memory.export import check_format, export
 
     start_logging()
-    for library in ("onnxscript", "onnx_ir"):  # they report each step that they leave out, with no harm done
-        logging.getLogger(library).setLevel(logging.ERROR)
     check_format(options.format, options.output)  # before anything is loaded
     chosen = choose_heads(options.heads, options.models_folder)
     base = chosen.base(options.base_model)
