@@ -459,7 +459,7 @@ class BaseEmbeddings(ViTEmbeddings):
         tokens = super().forward(*args, **kwargs)  # [B, 1 + P, D]
         if self.extra_tokens is None:
             return tokens
-        return torch.cat([tokens[:, :1], self.extra_tokens.expand(len(tokens), -1, -1), tokens[:, 1:]], dim=1)
+        return torch.cat([tokens[:, :1], self.extra_tokens.expand(tokens.shape[0], -1, -1), tokens[:, 1:]], dim=1)
 
 
 # ======================================================================================================= base stream
@@ -1083,7 +1083,8 @@ class MemoryCapableViT(ViTForImageClassification):
                 )
 
         graph = self._graph(tasks)
-        tokens = self._class_tokens(tasks, len(pixel_values))  # [B, T, D]
+        images = pixel_values.output if isinstance(pixel_values, BaseTokens) else pixel_values
+        tokens = self._class_tokens(tasks, images.shape[0])  # [B, T, D]; len() would make B a constant when exported
         base, task = Trace(output_hidden_states, output_attentions), Trace(output_hidden_states, output_attentions)
         if isinstance(pixel_values, BaseTokens):
             stream = pixel_values.stream(self.vit)

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata as distributions
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,9 +27,6 @@ from torch.export import Dim, ExportedProgram
 
 from learnable_memory.files import replacing
 from learnable_memory.runlog import versions
-
-if TYPE_CHECKING:
-    from vit import MemoryCapableViT
 
 MINIMUM_TORCH = "2.9"
 INPUT = "pixel_values"
@@ -136,7 +133,7 @@ def check_format(format: str, path: str | os.PathLike) -> None:
 class _Logits(nn.Module):
     """What is exported: from pixels [B, channels, height, width] to name -> logits [B, C]."""
 
-    def __init__(self, model: "MemoryCapableViT", heads: Sequence[str], with_base: bool) -> None:
+    def __init__(self, model, heads: Sequence[str], with_base: bool) -> None:
         super().__init__()
         self.model, self.heads, self.with_base = model, heads, with_base
 
@@ -146,7 +143,7 @@ class _Logits(nn.Module):
 
 
 def export(
-    model: "MemoryCapableViT",
+    model,
     path: str | os.PathLike,
     format: str = "onnx",
     heads: Sequence[str] | None = None,
@@ -157,7 +154,7 @@ def export(
     """Write heads and their base as one file, which is kept only if it answers as the model does.
 
     Args:
-        model: float32, on the CPU; it takes images of its present size. Not changed.
+        model: a MemoryCapableViT in float32 on the CPU; the file takes images of its present size. Not changed.
         path: ends in `.onnx` or `.pt2`; replaced if it is there.
         format: "onnx" or "torch-export".
         heads: names; None for all. What they are built on is written with them and has no output.
@@ -235,7 +232,7 @@ def differences(expected: Sequence[Answers], found: Sequence[Answers]) -> dict[s
     return shares
 
 
-def _to_serve(model: "MemoryCapableViT", names: Sequence[str], with_base: bool) -> "MemoryCapableViT":
+def _to_serve(model, names: Sequence[str], with_base: bool):
     """A folded copy with nothing in it that has no part in these answers."""
     served = model.for_inference()
     needed = served.with_ancestors(names)
@@ -265,7 +262,7 @@ def _trace(module: nn.Module, example: Tensor) -> ExportedProgram:
     return program
 
 
-def _record(model: "MemoryCapableViT", answers: Answers, packages: Sequence[str]) -> dict[str, Any]:
+def _record(model, answers: Answers, packages: Sequence[str]) -> dict[str, Any]:
     """What the file says of itself; `answers` for one batch of images."""
     labels = {name: model.heads[name].spec.metadata.get("labels") for name in answers if name != "base"}
     if "base" in answers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from learnable_memory.config import Places
+from learnable_memory.config import HeadChoice, Places
 from learnable_memory.options import NOT_EMPTY, above, option, parse
 
 if TYPE_CHECKING:
@@ -19,21 +19,11 @@ SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(Places):
+class ExportOptions(HeadChoice, Places):
     """Which heads, and as what."""
 
     heads: tuple[str, ...] = option(
         help="the heads that answer: names in --models_folder, or files", group="heads", legal=NOT_EMPTY
-    )
-    models_folder: Path = option(
-        Path("models"), "where heads given by name are, and those that a head extends", group="heads"
-    )
-    base_model: str | None = option(
-        None,
-        "the frozen ViT: a name on the hub, a folder, or a checkpoint file",
-        group="heads",
-        legal=NOT_EMPTY,
-        default_help="the one that the heads were trained on",
     )
     with_base: bool = option(False, "also what the base's own classifier says, as the output base", group="heads")
     format: str = option(
