@@ -44,6 +44,8 @@ ask() { # url
             x-linked-etag:*) sha256=${line##* } ;;
         esac
     done < <(ask_headers "$1" | tr -d '\r"' | tr '[:upper:]' '[:lower:]')
+    # The hub has told of the file, and its storage may refuse to say more: the transfer shows whether it is there.
+    [ -z "$size" ] || [ -z "$sha256" ] || [[ $status != 40[35] ]] || status=200
     size=${size:-$length}
     [[ $size =~ ^[0-9]+$ ]] || size=
     [[ $sha256 =~ ^[0-9a-f]{64}$ ]] || sha256=
@@ -69,10 +71,16 @@ bytes_of() { # file
 }
 
 # What a file is, by its first bytes: torch writes zip files, and wrote bare pickles before version 1.6.
+# A zip ends with its list of contents: what broke off in a browser has none.
+ends_whole() { # file
+    tail -c 65557 "$1" | od -An -v -tx1 | tr -d ' \n' | grep -q 504b0506
+}
+
 kind_of() { # file
     [ -s "$1" ] || { echo 'an empty file'; return; }
     case $(head -c 4 "$1" | od -An -tx1 | tr -d ' \n') in
-        504b0304 | 8002*) echo checkpoint ;;
+        504b0304) ends_whole "$1" && echo checkpoint || echo 'a file that is cut short' ;;
+        8002*) echo checkpoint ;;
         3c*) echo 'a web page' ;;
         76657273) echo 'a git-lfs pointer' ;;
         *) echo 'something else' ;;

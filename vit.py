@@ -18,6 +18,7 @@ DeiT with its distillation token, 5 for DINOv2 with registers), then the patches
 import copy
 import dataclasses
 import hashlib
+import itertools
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -255,17 +256,9 @@ class NormedTokens(NamedTuple):
         return values.unflatten(1, (len(weights), -1)).transpose(0, 1) + weights.sum(-1, keepdim=True) * bias
 
 
-class Cells(NamedTuple):
-    """Memory as class tokens ask it: keys and values [H, T, x, d], and mask [T, x], -inf where a list is shorter."""
-
-    key: Tensor
-    value: Tensor
-    mask: Tensor
-
-
 def attend(
     attention: ViTAttention, query: Tensor, base: KeysAndValues | NormedTokens, own: tuple[Tensor, Tensor],
-    memory: Sequence[Cells], class_mask: Tensor | None = None,
+    memory: tuple[Tensor, Tensor], graph: TaskGraph,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention of the class tokens over the base's tokens, themselves, what they inherit, and their memory.
 
@@ -275,9 +268,8 @@ def attend(
     Args:
         query: [B, H, T, d]
         base: the N base tokens.
-        own: keys and values of the class tokens, [B, H, T, d] each.
-        memory: inherited and own.
-        class_mask: as in `TaskGraph`.
+        own, memory: keys and values, [B, H, T, d] and [H, M + 1, d] each, the last memory being what lists are padded
+            with.
 
     Returns:
         Values [B, H, T, d], and weights [B, H, T, columns] with 0 where nothing is seen. Columns: N base tokens,
@@ -287,16 +279,21 @@ def attend(
     scores = [base.scores(query)]  # [B, H, T, N]
     mixes = [base.mix]
 
-    if class_mask is not None:
+    def ask(cells: Padded, key: Tensor, value: Tensor) -> None:
+        """Each class token asks the memory that `cells.index` lists for it; key, value [H, M + 1, d]."""
+        if cells.index.shape[1]:
+            key, value = key[:, cells.index], value[:, cells.index]  # [H, T, x, d]
+            scores.append(torch.einsum("bhtd,htxd->bhtx", query, key) + cells.mask.to(query.dtype))
+            mixes.append(lambda weights: torch.einsum("bhtx,htxd->bhtd", weights, value))
+
+    if graph.class_mask is not None:
         others = own[0].detach(), own[1].detach()
-        scores.append(query @ others[0].transpose(-1, -2) + class_mask.to(query.dtype))  # [B, H, T, T]
+        scores.append(query @ others[0].transpose(-1, -2) + graph.class_mask.to(query.dtype))  # [B, H, T, T]
         mixes.append(lambda weights: weights @ others[1])
     scores.append((query * own[0]).sum(-1, keepdim=True))  # [B, H, T, 1]
     mixes.append(lambda weights: weights * own[1])
-    for cells in memory:
-        if cells.mask.shape[1]:
-            scores.append(torch.einsum("bhtd,htxd->bhtx", query, cells.key) + cells.mask.to(query.dtype))
-            mixes.append(lambda weights, value=cells.value: torch.einsum("bhtx,htxd->bhtd", weights, value))
+    ask(graph.inherited_memory, memory[0].detach(), memory[1].detach())
+    ask(graph.memory, *memory)
 
     weights = _softmax(torch.cat(scores, dim=-1))
     parts = weights.split([score.shape[-1] for score in scores], dim=-1)
@@ -359,30 +356,25 @@ class FoldedMemory(nn.Module):
     """The memory's keys and values in all layers, computed once, of a model that learns no more.
 
     Args:
-        tasks: T names of heads.
-        layers: what `MemoryCapableViT.cells` gives for them in each layer: inherited and own memory.
+        specs: of all T heads with a class token, in the model's order.
+        rows: of each layer what `MemoryCapableViT.project_memory` gives for them.
     """
 
-    def __init__(self, tasks: Sequence[str], layers: Sequence[tuple[Cells, Cells]]) -> None:
+    def __init__(self, specs: Sequence[HeadSpec], rows: Sequence[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.tasks = list(tasks)
-        for kind, cells in zip(("inherited", "own"), zip(*layers, strict=True), strict=True):
-            for what in ("key", "value"):
-                folded = torch.stack([getattr(layer, what) for layer in cells])  # [L, H, T, x, d]
-                self.register_buffer(f"{kind}_{what}", folded, persistent=False)
+        key, value = (torch.stack(projected) for projected in zip(*rows, strict=True))  # [L, H, M + 1, d]
+        self.register_buffer("key", key, persistent=False)
+        self.register_buffer("value", value, persistent=False)
+        ends = itertools.accumulate(spec.memory_tokens for spec in specs)
+        self.rows = {spec.name: range(end - spec.memory_tokens, end) for spec, end in zip(specs, ends, strict=True)}
 
-    def cells(self, index: int, tasks: Sequence[str], graph: TaskGraph) -> tuple[Cells, Cells]:
-        """Of layer `index`, for these or some of these heads, whose graph this is."""
-        rows = slice(None) if tasks == self.tasks else [self.tasks.index(name) for name in tasks]
-
-        def chosen(key: Tensor, value: Tensor, lists: Padded) -> Cells:
-            longest = lists.mask.shape[1]  # of these heads: another's may be longer
-            return Cells(key[index, :, rows, :longest], value[index, :, rows, :longest], lists.mask)
-
-        return (
-            chosen(self.inherited_key, self.inherited_value, graph.inherited_memory),
-            chosen(self.own_key, self.own_value, graph.memory),
-        )
+    def forward(self, index: int, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Keys and values in layer `index` of the memory of these heads, as `MemoryCapableViT.project_memory`."""
+        key, value = self.key[index], self.value[index]  # [H, M + 1, d]
+        if len(tasks) == len(self.rows):
+            return key, value
+        chosen = [row for name in tasks for row in self.rows[name]] + [-1]  # the last row is padding
+        return key[:, chosen], value[:, chosen]
 
 
 # ==================================================================================================== other families
@@ -947,6 +939,7 @@ class MemoryCapableViT(ViTForImageClassification):
         """
         file = source if isinstance(source, HeadFile) else head_files.load(source)
         where = file.metadata["name"] if isinstance(source, HeadFile) else str(source)
+        head_files.check(file.tensors, file.metadata, where)
         size = self.config.hidden_size, self.config.num_hidden_layers
         head_files.check_base(file.metadata, self.fingerprint, *size, where=where)
         for parent in file.metadata["extends"]:
@@ -979,8 +972,13 @@ class MemoryCapableViT(ViTForImageClassification):
         return [{"name": parent, "hash": self._hash(parent)} for parent in spec.extends]
 
     def _hash(self, name: str) -> str:
-        head = self._head(name)
-        return head_files.head_hash(head.spec, head.tensors(), self._parents(head.spec))
+        self._head(name)
+        known: dict[str, str] = {}
+        for each in self.with_ancestors([name]):  # parents first and each once: a graph has many paths
+            head = self.heads[each]
+            parents = [{"name": parent, "hash": known[parent]} for parent in head.spec.extends]
+            known[each] = head_files.head_hash(head.spec, head.tensors(), parents)
+        return known[name]
 
     def _names(self, names: Iterable[str]) -> list[str]:
         """Names of heads that exist, each once. Raises TypeError for a string, KeyError for an unknown head."""
@@ -1009,7 +1007,8 @@ class MemoryCapableViT(ViTForImageClassification):
         """A frozen copy to serve: the memory's keys and values are computed once, the base's attention is fused (sdpa).
 
         It shares the base's weights with this model, unless `dtype` is another one, and has its heads as they are now:
-        what is trained or added here later does not reach it. Heads added to the copy are answered, unfolded.
+        what is trained or added here later does not reach it. Heads added to the copy are answered, unfolded; weights
+        in it are not to be changed by hand, for the memory's keys and values would not follow.
 
         Args:
             dtype: of the base and of what passes through it, such as torch.bfloat16; None for that of this model.
@@ -1021,9 +1020,9 @@ class MemoryCapableViT(ViTForImageClassification):
         served.set_attn_implementation("sdpa")
         tasks = [name for name, head in served.heads.items() if head.spec.class_token]
         if any(served.heads[name].memory for name in tasks):
-            graph = served._graph(tasks)
-            layers = range(served.config.num_hidden_layers)
-            served.folded = FoldedMemory(tasks, [served.cells(index, tasks, graph) for index in layers])
+            graph, layers = served._graph(tasks), range(served.config.num_hidden_layers)
+            projected = [served.project_memory(index, tasks, graph) for index in layers]
+            served.folded = FoldedMemory([served.heads[name].spec for name in tasks], projected)
         if compile:
             served.compile()
         return served
@@ -1212,15 +1211,15 @@ class MemoryCapableViT(ViTForImageClassification):
         normed = layer.layernorm_before(tokens)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         query, *own = (_split(projection(normed), attention) for projection in projections)  # [B, H, T, d]
-        memory = self.cells(index, tasks, graph)
-        context, weights = attend(attention, query, seen, tuple(own), memory, graph.class_mask)
+        memory = self.project_memory(index, tasks, graph)
+        context, weights = attend(attention, query, seen, tuple(own), memory, graph)
         tokens = attention.o_proj(context.transpose(1, 2).flatten(2)) + tokens  # [B, T, D]
         return layer.mlp(layer.layernorm_after(tokens)) + tokens, weights
 
-    def cells(self, index: int, tasks: Sequence[str], graph: TaskGraph) -> tuple[Cells, Cells]:
-        """The memory that each of `tasks` sees in layer `index`, inherited (detached) and own."""
+    def project_memory(self, index: int, tasks: Sequence[str], graph: TaskGraph) -> tuple[Tensor, Tensor]:
+        """Keys and values of the M memory tokens of `tasks` in layer `index`, and a row of padding: [H, M + 1, d]."""
         if self.folded is not None:
-            return self.folded.cells(index, tasks, graph)
+            return self.folded(index, tasks)
         layer: ViTLayer = self.vit.layers[index]
         attention, norm = layer.attention, layer.layernorm_before
         with_memory = [self.heads[name].memory[index] for name in tasks if self.heads[name].memory]
@@ -1230,12 +1229,7 @@ class MemoryCapableViT(ViTForImageClassification):
             normed = norm(memory)
             memory = normed if graph.all_normed else torch.where(graph.normed[:, None], normed, memory)
         memory = F.pad(memory, (0, 0, 0, 1))  # [M + 1, D], the last row being the padding of TaskGraph
-        key, value = (_split(projection(memory), attention) for projection in (attention.k_proj, attention.v_proj))
-
-        def gather(lists: Padded, key: Tensor, value: Tensor) -> Cells:  # key, value [H, M + 1, d]
-            return Cells(key[:, lists.index], value[:, lists.index], lists.mask)
-
-        return gather(graph.inherited_memory, key.detach(), value.detach()), gather(graph.memory, key, value)
+        return _split(attention.k_proj(memory), attention), _split(attention.v_proj(memory), attention)
 
     def _classify(self, name: str, features: Tensor) -> Tensor:
         """[B, D] -> float32 logits [B, C], also under autocast"""

@@ -18,6 +18,17 @@ from torch import Tensor
 # What a class token can look at; the order of `HeadAttention.shares`.
 PARTS = ("memory", "inherited", "own class token", "special tokens", "patches")
 
+MOST_ROWS = 200  # of a picture, which cannot be higher than 65,535 pixels
+
+
+def check_rows(images: int, heads: int) -> None:
+    """Raise ValueError if so many images, a row for each head, are no picture; to be asked before the work is done."""
+    if not 0 < images * heads <= MOST_ROWS:
+        raise ValueError(
+            f"{images} images and {heads} heads are {images * heads} rows, but the picture can have 1 to {MOST_ROWS}: "
+            "name fewer."
+        )
+
 
 class Columns(NamedTuple):
     """How many tokens of each kind a class token sees, in the order in which the model lists their weights.

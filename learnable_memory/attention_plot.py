@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from learnable_memory import plots
-from learnable_memory.attention import PARTS, HeadAttention
+from learnable_memory.attention import PARTS, HeadAttention, check_rows
 from learnable_memory.contact_sheet import visible
 from learnable_memory.plots import BASE, BASE_LIGHT, FAINT, INK
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from learnable_memory.transforms import Preprocessing
 
 MOST_LAYERS = 6  # that have a map; the bars show all
-MOST_ROWS = 200  # a picture cannot be higher than 65,535 pixels
 LABELS, CELL, GAP, SCALE = 1.75, 1.3, 0.1, 0.62  # inches: text at the left, an image, between two, the colours' scale
 BAR, BARS, AXIS = 0.21, 2.4, 0.42  # inches: the bar of a layer, all of them at least, the axis left of them
 ROW_GAP, HEAD, FOOT = 0.5, 0.98, 0.3  # inches: between rows, above all, below all
@@ -99,12 +98,8 @@ def attention_picture(
     Raises:
         ValueError: there is nothing to draw, or more than 200 rows.
     """
+    check_rows(len(predictions), len(names))
     rows = _rows(predictions, passes, names)
-    if not 0 < len(rows) <= MOST_ROWS:
-        raise ValueError(
-            f"{len(predictions)} images and {len(names)} heads are {len(rows)} rows, but the picture can have 1 to "
-            f"{MOST_ROWS}: name fewer."
-        )
     sheet = Sheet(len(rows), layers=len(rows[0].attention.maps))
     _write_headings(sheet)
     _draw_legend(sheet, rows)

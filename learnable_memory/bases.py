@@ -46,12 +46,13 @@ def convert(place: Path) -> PlainViT:
     return families.from_huggingface(place)
 
 
-def preprocessing_of(place: Path, plain: PlainViT | None = None) -> Preprocessing:
+def preprocessing_of(place: Path, plain: PlainViT | None = None, used: bool = True) -> Preprocessing:
     """How the pixels of a base are made: as its processor says, or else as is usual in its family, which is logged.
 
     Args:
         place: from `find_base`.
         plain: what `convert` gave for it, if that was done already.
+        used: whether pixels will be made so: if not, nothing is logged.
 
     Raises:
         ValueError: the processor does something that cannot be expressed, or comes with code of its own; a converted
@@ -71,7 +72,7 @@ def preprocessing_of(place: Path, plain: PlainViT | None = None) -> Preprocessin
     else:
         plain = plain or convert(place)
         usual, family = plain.preprocessing, plain.family
-    if not (place.is_dir() and _is_timm(place)):  # timm keeps it in the config
+    if used and not (place.is_dir() and _is_timm(place)):  # timm keeps it in the config
         logger.warning("%s has no %s; pixels are made as is usual for %s: %s.", place, PROCESSOR, family, usual.words)
     return usual
 

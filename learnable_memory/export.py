@@ -254,7 +254,12 @@ def _to_serve(model, names: Sequence[str], with_base: bool):
 
 
 def _trace(module: nn.Module, example: Tensor) -> ExportedProgram:
-    program = torch.export.export(module, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1)}}, strict=False)
+    try:
+        program = torch.export.export(
+            module, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1)}}, strict=False
+        )
+    except RuntimeError as error:  # what torch's exporter raises is one, or made from one
+        raise ValueError(f"PyTorch {torch.__version__} cannot export this model: {error}") from error
     for graph in program.graph_module.modules():
         if isinstance(graph, fx.GraphModule):
             for node in graph.graph.nodes:

@@ -21,6 +21,7 @@ TYPES = {
     "hidden_size": (int,), "num_layers": (int,), "memory_norm": (bool,), "class_token": (bool,),
     "base.id": (str, type(None)), "base.fingerprint": (str,), "extends.name": (str,), "extends.hash": (str,),
 }  # fmt: skip
+OPTIONAL = dict.fromkeys(("dataset", "metrics", "preprocessing", "training", "versions"), (dict,))
 
 
 @dataclass(frozen=True)
@@ -149,13 +150,33 @@ def check_metadata(metadata: Mapping, where: str) -> None:
     values = {key: metadata[key] for key in TYPES if "." not in key}
     typed = [*values.items(), *((f"base.{key}", base[key]) for key in ("id", "fingerprint"))]
     typed += [(f"extends.{key}", parent[key]) for parent in parents for key in ("name", "hash")]
-    wrong = [f"{key} is {value!r}" for key, value in typed if type(value) not in TYPES[key]]
+    typed += [(key, metadata[key]) for key in OPTIONAL if key in metadata]
+    wrong = [f"{key} is {value!r}" for key, value in typed if type(value) not in {**TYPES, **OPTIONAL}[key]]
     if wrong:
         raise ValueError(f"{where} has a damaged header: {', '.join(wrong)}.")
     try:
         spec_of(metadata)
-    except ValueError as error:
+        _check_known(metadata)
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{where} has a damaged header: {error}") from None
+
+
+def _check_known(metadata: Mapping) -> None:
+    """What files of others could say wrongly of their own accord, and tools here rely on."""
+    for parent in metadata["extends"]:
+        HeadSpec(parent["name"], num_labels=1)
+    labels, classes = metadata.get("labels"), metadata["num_labels"]
+    named = isinstance(labels, list) and len(labels) == classes and all(isinstance(label, str) for label in labels)
+    if labels is not None and not named:
+        raise ValueError(f"labels have to be a list of {classes} names, one for each class.")
+    data, precision = metadata.get("dataset", {}), metadata.get("training", {}).get("precision", "float32")
+    if not isinstance(precision, str):
+        raise ValueError(f"training.precision is {precision!r}.")
+    if data and not (isinstance(data.get("name"), str) and isinstance(data.get("split_seed"), int)):
+        raise ValueError("dataset has no name, or no split_seed.")
+    splits = data.get("splits", {})
+    if not isinstance(splits, dict) or (splits and "hash" not in splits["eval"]):
+        raise ValueError("dataset.splits does not say which images eval had.")
 
 
 def check(tensors: Mapping[str, torch.Tensor], metadata: Mapping, where: str) -> None:

@@ -205,7 +205,7 @@ def _metadata(file, path: Path) -> tuple[list[dict], bool]:
         raise ValueError(f"{path} is a safetensors file but not a head file: its header has no '{HEADER_KEY}' entry.")
     try:
         found = json.loads(header[SEVERAL_KEY if several else HEADER_KEY])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header: {error}.") from None
     listed = found if several else [found]
     wrong = [item for item in listed if not isinstance(item, dict)] if isinstance(listed, list) else [listed]

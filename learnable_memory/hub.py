@@ -4,6 +4,7 @@ A folder stands for a repository wherever one is named, so that what would be pu
 """
 
 import contextlib
+import errno
 import logging
 import os
 import tempfile
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 CARD = "README.md"
 NEW, OLD = ".safetensors", ".pt"  # endings of head files
 MOST_NAMES = 20  # of files, in an error
+OUR_FAULTS = (AttributeError, NameError, TypeError)  # which are no answers of a network
+OUR_DISK = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 LOG_IN = "log in with `hf auth login`, or give a token"
 
 
@@ -337,6 +340,8 @@ def _one_line_errors(repo_id: str) -> Iterator[None]:
         yield
     except Exception as error:
         refusal = _refusal(error, repo_id)
+        if refusal is None and (isinstance(error, OUR_FAULTS) or getattr(error, "errno", None) in OUR_DISK):
+            raise
         if refusal is None and isinstance(error, ValueError):  # of the card, mostly: a licence that it does not know
             refusal = ValueError(f"the hub does not take this for {repo_id}: {_said(error)}")
         silence = ConnectionError(f"the hub does not answer for {repo_id} ({_said(error)}): try again later.")

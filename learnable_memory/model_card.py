@@ -261,6 +261,7 @@ def _usage(head: Mapping, repo_id: str | None, filename: str) -> str:
     )
     pixels = pixels if head.get("preprocessing") else ""
     answer = "int(logits.argmax())"
+    named = "" if base == base_id else f" --base_model {base}"  # others cannot fetch it
     return f"""\
 ## Use
 
@@ -288,7 +289,7 @@ From the command line:
 
 ```sh
 python -m learnable_memory heads fetch {repo_id} --filename {filename}
-python vit_predict.py photo.jpg --heads models/{filename}
+python vit_predict.py photo.jpg --heads models/{filename}{named}
 ```
 """
 

@@ -19,6 +19,7 @@ PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None), torch.dty
 DICTS = (dict, OrderedDict, Counter)
 SEQUENCES = (list, tuple, set, torch.Size)
 ZIP_MAGIC = b"PK\x03\x04"
+SAFE_TORCH = "2.10"  # the first whose restricted reader has no known way around it
 
 
 def read(path: Path) -> Mapping[Any, Any]:
@@ -30,6 +31,11 @@ def read(path: Path) -> Mapping[Any, Any]:
             could run any code; nothing in it has run.
     """
     _refuse_archive(path)
+    if torch.__version__ < SAFE_TORCH:
+        raise ValueError(
+            f"{path} is a pickle, and a forged one can run code in PyTorch {torch.__version__} (CVE-2026-24747): "
+            f"pip install 'torch>={SAFE_TORCH}', or take a safetensors file."
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, struct and torch each have their own

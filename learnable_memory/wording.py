@@ -1,4 +1,4 @@
-"""Lists in error messages, not longer than somebody reads. Standard library only."""
+"""Text for people: lists that are not longer than somebody reads, and names that others gave. Standard library only."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -8,6 +8,12 @@ def some(items: Sequence[object], most: int) -> str:
     """The first of some things that have an order, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more
+
+
+def printable(line: str) -> str:
+    """Without line breaks and control sequences, which a name in somebody's file may hold; what is no text as \\xNN."""
+    text = line.encode(errors="backslashreplace").decode()
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def unknown_data_set(name: str, legal: Iterable[str], kind: str = "") -> ValueError:

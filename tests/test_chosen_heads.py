@@ -241,3 +241,14 @@ def save_and_read(model: MemoryCapableViT, folder: Path, name: str) -> dict:
 def test_nothing_is_chosen_of_nothing(tmp_path):
     chosen = choose_heads([], tmp_path)
     assert (chosen.names, chosen.files, chosen.record()) == ([], {}, [])
+
+
+def test_a_parent_that_lies_in_the_parents_own_file(model, tmp_path):
+    """C extends B, which extends A; B's file holds both, and nothing is called A_model."""
+    save(model, tmp_path, "ABC")
+    both = parts(tmp_path, "AB")
+    for name in "AB":
+        (tmp_path / heads.file_name(name)).unlink()
+    heads.save_all(tmp_path / heads.file_name("B"), both)
+    chosen = choose_heads(["C"], tmp_path)
+    assert list(chosen.files) == ["A", "B", "C"] and chosen.names == ["C"]

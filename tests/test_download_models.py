@@ -14,9 +14,9 @@ import pytest
 from file_server import FileServer, serving, tree
 
 SCRIPT = Path(__file__).resolve().parent.parent / "download_models.sh"
-TOOLS = ("bash", "cut", "dirname", "env", "head", "mkdir", "mv", "od", "rm", "sha256sum", "tr", "wc")
+TOOLS = ("bash", "cut", "dirname", "env", "grep", "head", "mkdir", "mv", "od", "rm", "sha256sum", "tail", "tr", "wc")
 REPOSITORY = "necrashter/transformers-learnable-memory/resolve/main"
-CONTENT = b"PK\x03\x04" + bytes(range(256)) * 40  # 10,244 bytes
+CONTENT = b"PK\x03\x04" + (bytes(range(256)) * 40)[:-22] + b"PK\x05\x06" + bytes(18)  # 10,244 bytes, as a zip ends
 NAMES = ("CIFAR100", "INaturalist", "Places", "Sun")
 
 pytestmark = pytest.mark.skipif(
@@ -36,6 +36,7 @@ class Hub(FileServer):
     tells = True
     told: dict[str, str]
     broken: int | None = None
+    storage_refuses_head: int | None = None  # with this status
 
     def offer(self, name: str, content: bytes = CONTENT) -> None:
         self.files[f"storage/{name}"] = content
@@ -75,6 +76,8 @@ def hub_handler(handler: type) -> type:
 
         def send_file_headers(self) -> None:
             content = self.server.files.get(self.path.lstrip("/"))
+            if self.server.storage_refuses_head:
+                return self.send_error(self.server.storage_refuses_head)
             self.send_response(404 if content is None else 200)
             if content is not None and self.server.lengths:
                 self.send_header("Content-Length", str(len(content)))
@@ -266,6 +269,22 @@ def test_a_wrong_file_that_is_there_is_not_touched(tmp_path: Path, hub: Hub, dow
     (tmp_path / "project" / "models" / "Sun_model.pt").write_text("<html>")
     assert_failed(download("Sun"), "Sun_model.pt is there already, and is a web page: remove it and run this again")
     assert models(tmp_path) == {"Sun_model.pt": b"<html>", "Sun_model.pt.part": b""}
+
+
+def test_a_file_that_a_browser_left_half_is_not_taken_for_whole(tmp_path: Path, hub: Hub, download: Callable) -> None:
+    part(tmp_path, b"")
+    (tmp_path / "project" / "models" / "Sun_model.pt").write_bytes(CONTENT[:5000])
+    message = "Sun_model.pt is there already, and is a file that is cut short: remove it and run this again"
+    assert_failed(download("Sun"), message)
+    assert models(tmp_path)["Sun_model.pt"] == CONTENT[:5000]
+
+
+@pytest.mark.parametrize("status", [403, 405])
+def test_a_storage_that_gives_files_but_no_headers(tmp_path: Path, hub: Hub, download: Callable, status: int) -> None:
+    hub.offer("Sun_model.pt")
+    hub.storage_refuses_head = status
+    assert download("Sun").code == 0
+    assert models(tmp_path) == {"Sun_model.pt": CONTENT}
 
 
 def test_other_bytes_than_the_hub_tells(tmp_path: Path, hub: Hub, download: Callable) -> None:

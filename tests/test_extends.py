@@ -269,7 +269,7 @@ def test_a_linear_probe_is_no_parent(models, base, wrong):  # noqa: F811
 def test_a_linear_probe_extends_nothing(models, colours, capsys):  # noqa: F811
     with pytest.raises(SystemExit, match="2"):  # seen while the command line is read
         vit_train.main([*QUICK, "--output", str(models), *flags_of(colours, "--extends", "A", "--regimes", "head")])
-    assert "--extends needs a class token, which a linear probe does not have" in capsys.readouterr().err
+    assert "--extends needs class tokens, which linear probes do not have" in capsys.readouterr().err
 
 
 def test_a_parent_of_another_base(models, colours, capsys):  # noqa: F811

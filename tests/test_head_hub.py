@@ -39,7 +39,7 @@ def model() -> MemoryCapableViT:
 def head(model: MemoryCapableViT, tmp_path: Path) -> Path:
     """A head file called otherwise than its head."""
     path = tmp_path / "made" / "best.safetensors"
-    model.save_head("Digits", path, {"dataset": {"name": "Digits"}})
+    model.save_head("Digits", path, {"dataset": {"name": "Digits", "split_seed": 0}})
     return path
 
 
@@ -153,7 +153,7 @@ def test_what_is_not_a_head_file_is_not_published(tmp_path, hub):
 
 def test_paths_of_this_machine_in_the_header_are_pointed_out(model, tmp_path, repository, caplog):
     model.base_id = "/home/alice/vit"
-    model.save_head("Digits", tmp_path / FILE, {"dataset": {"name": "folder:/home/alice/digits"}})
+    model.save_head("Digits", tmp_path / FILE, {"dataset": {"name": "folder:/home/alice/digits", "split_seed": 0}})
     push_to_hub(tmp_path / FILE, str(repository))
     messages = [record.getMessage() for record in caplog.records]
     assert messages == [
@@ -164,7 +164,7 @@ def test_paths_of_this_machine_in_the_header_are_pointed_out(model, tmp_path, re
     ]
     caplog.clear()
     model.base_id = "models/base-tiny"  # everybody who has the library has it
-    model.save_head("Digits", tmp_path / FILE, {"dataset": {"name": "hf:someone/digits:small"}})
+    model.save_head("Digits", tmp_path / FILE, {"dataset": {"name": "hf:someone/digits:small", "split_seed": 0}})
     push_to_hub(tmp_path / FILE, str(repository))
     assert caplog.messages == []
 
@@ -208,7 +208,7 @@ def test_a_real_pickle_of_2023(legacy, repository):
 def test_a_generated_card_is_renewed_and_keeps_its_licence(model, head, repository, caplog):
     push_to_hub(head, str(repository), license="mit")
     before = (repository / "README.md").read_text(encoding="utf-8")
-    model.save_head("Digits", head, {"dataset": {"name": "MNIST"}})
+    model.save_head("Digits", head, {"dataset": {"name": "MNIST", "split_seed": 0}})
     push_to_hub(head, str(repository))
     card = ModelCard.load(repository / "README.md")
     assert str(card) != before

@@ -268,6 +268,18 @@ def test_metadata_of_another_type_is_an_error(path, changes):
         ({"name": ["A"]}, "cannot be the name of a head"),
         ({"num_labels": True}, "num_labels must be a whole number"),
         ({"memory_tokens": -1}, "memory_tokens must be a whole number"),
+        ({"extends": [{"name": "x" * 3 + "/", "hash": "h"}]}, "'xxx/' cannot be the name of a head"),
+        ({"labels": ["a"]}, r"labels have to be a list of 4 names, one for each class\.$"),
+        ({"labels": "abcd"}, "labels have to be a list of 4 names"),
+        ({"labels": ["a", "b", "c", 4]}, "labels have to be a list of 4 names"),
+        ({"training": [1]}, r"training is \[1\]\.$"),
+        ({"training": {"precision": ["x"]}}, r"training\.precision is \['x'\]\.$"),
+        ({"preprocessing": "x", "metrics": 3}, r"metrics is 3, preprocessing is 'x'\.$"),
+        ({"dataset": "Digits"}, r"dataset is 'Digits'\.$"),
+        ({"dataset": {"name": "Digits"}}, r"dataset has no name, or no split_seed\.$"),
+        ({"dataset": {"name": "Digits", "split_seed": 0, "splits": [1]}}, r"dataset\.splits does not say"),
+        ({"dataset": {"name": "Digits", "split_seed": 0, "splits": {"eval": {}}}}, r"dataset\.splits does not say"),
+        ({"dataset": {"name": "Digits", "split_seed": 0, "splits": {"train": {}}}}, r"'eval'"),
     ],
     ids=str,
 )
@@ -526,3 +538,41 @@ def test_names_that_a_head_cannot_have(name):
 def test_specs_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
         HeadSpec("A", **{"num_labels": 3, **arguments})
+
+
+@pytest.mark.parametrize("header", ["[" * 200_000, "1" * 5_000], ids=["nested", "a long number"])
+def test_headers_that_json_itself_gives_up_on(path, header):
+    save_file({"class_token": torch.zeros(32)}, path, {"head": header})
+    for read in (heads.load, heads.read_metadata):
+        with pytest.raises(ValueError, match=r"A_model\.safetensors has a damaged header"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: tensors.pop("memory"),
+        lambda tensors: tensors.update({"classifier.bias": torch.zeros(1)}),
+        lambda tensors: tensors.update({"more": torch.zeros(1)}),
+    ],
+    ids=["missing", "another shape", "unexpected"],
+)
+def test_what_was_read_before_is_checked_when_it_is_loaded(path, change):
+    head_file(path)
+    file = heads.load(path)
+    change(file.tensors)
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"^A holds tensors that do not fit its own metadata"):
+        model.load_head(file)
+    assert model.head_names == []
+
+
+def test_a_graph_with_many_paths_is_hashed_head_by_head(path, monkeypatch):
+    model = tiny_model()
+    for i in range(12):
+        model.add_head(f"head{i}", 2, 1, extends=model.head_names)
+    hashed = []
+    real = heads.head_hash
+    monkeypatch.setattr(heads, "head_hash", lambda spec, *rest: hashed.append(spec.name) or real(spec, *rest))
+    model.save_head("head11", path)
+    assert len(hashed) == sum(range(1, 12))  # each of its 11 parents with the parents of that one, not 2 ** 11

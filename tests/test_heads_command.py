@@ -40,7 +40,7 @@ def heads_model(base: int = 0) -> MemoryCapableViT:
     model = tiny_model(base)
     model.base_id = "someone/vit-tiny"
     add_random_head(model, "A", 3, 2, metadata=ALL_KNOWN)
-    add_random_head(model, "B", 1200, 0, ("A",), metadata=OFFICIAL)
+    add_random_head(model, "B", 1200, 0, ("A",), metadata={**OFFICIAL, "labels": [f"class {i}" for i in range(1200)]})
     add_random_head(model, "Old", 365, 10, memory_norm=False, metadata=OLD)
     add_random_head(model, "P", 3, 0, class_token=False)
     return model
@@ -147,7 +147,9 @@ def test_a_wide_table_is_cut_to_120_columns(folder, capsys):
     long = "CIFAR100-5cells-lr0_03-seed" + "1" * 30
     data = {"name": "folder:/home/somebody/pictures/of/many/animals/cats", "split_seed": 4294967295, "splits": {}}
     add_random_head(model, "A" * 40, 3, 1)
-    add_random_head(model, long, 100_000, 20, ("A" * 40,), metadata={**ALL_KNOWN, "dataset": data})
+    add_random_head(
+        model, long, 100_000, 20, ("A" * 40,), metadata={**ALL_KNOWN, "dataset": data, "labels": ["a"] * 100_000}
+    )
     save_heads(model, Path("models"), long)
     assert run("show", long) == 0
     title, row = capsys.readouterr().out.splitlines()[:2]
@@ -205,7 +207,7 @@ def test_metadata_of_other_types_are_damage_too(folder, capsys, changes):
 
 
 def test_what_others_wrote_cannot_steer_the_terminal(folder, capsys):
-    dataset = {"name": "Pets\n\x1b[2J\x9b2J", "splits": {}, "split": "official"}
+    dataset = {"name": "Pets\n\x1b[2J\x9b2J", "splits": {}, "split": "official", "split_seed": 0}
     with_metadata("P", "odd.safetensors", dataset=dataset)
     printed = output(capsys, "show", "odd.safetensors")
     assert "Pets��[2J�2J  official" in printed and "\x1b" not in printed and "\x9b" not in printed
@@ -226,6 +228,24 @@ def test_why_heads_cannot_be_put_together(folder, capsys):
         "  2 of them are called Old, and they are the same head",
         "  B extends A, which is not among them",
     ]
+
+
+def test_a_merged_file_beside_its_parts_is_no_reason_against(folder, capsys):
+    run("merge", "A", "B", "--output", "models/both.safetensors")
+    capsys.readouterr()
+    lines = output(capsys, "show", "models/A_model.safetensors", "B", "models/both.safetensors").splitlines()
+    assert len(lines) == 1 + 4 + 1 + 1 + 1  # titles, four rows, an empty line, the base, the verdict
+    assert lines[-1] == "They can be put together: one pass over an image answers all."
+
+
+def test_a_folder_shows_head_files_of_any_name_and_leaves_out_what_is_none(folder, capsys):
+    Path("mixed").mkdir()
+    for source, target in (("A", "odd"), ("B", "B_model")):
+        Path(f"mixed/{target}.safetensors").write_bytes(Path(f"models/{source}_model.safetensors").read_bytes())
+    save_file({"weight": torch.zeros(1)}, "mixed/model.safetensors")
+    Path("mixed/notes.txt").write_text("no head")
+    rows = output(capsys, "show", "mixed").splitlines()[1:3]
+    assert [row.split()[1] for row in rows] == ["B", "A"]
 
 
 def test_json_says_all_of_it(folder, capsys):
@@ -274,9 +294,7 @@ def test_json_of_a_damaged_file(folder, capsys):
 
 def test_nothing_to_show(folder, capsys):
     Path("empty").mkdir()
-    assert error(capsys, "show", "empty") == (
-        "The folder empty has no head files (*_model.safetensors or *_model.pt): name the files themselves."
-    )
+    assert error(capsys, "show", "empty") == ("The folder empty has no head files: name the files themselves.")
     assert error(capsys, "show", "A", "C").startswith("No head file for C in models (looked for C_model.safetensors")
 
 
@@ -549,8 +567,10 @@ def test_a_file_of_several_heads_and_an_old_one_keep_their_names(folder, capsys)
 def test_fetch_says_what_a_head_needs(folder, capsys):
     Path("repository").mkdir()
     heads_model().save_head("B", Path("repository/B_model.safetensors"))
-    lines = output(capsys, "fetch", "repository", "--overwrite").splitlines()
+    lines = output(capsys, "fetch", "repository", "--output", "elsewhere").splitlines()
     assert lines[1:] == ["B extends A: it needs A_model.safetensors, which is not here"]
+    lines = output(capsys, "fetch", "repository", "--overwrite").splitlines()
+    assert lines[1:] == []  # A is in models/ already
 
 
 def test_what_is_not_a_head_is_not_fetched(folder, capsys):

@@ -285,3 +285,14 @@ def test_what_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 def test_reasons_are_one_line(error: Exception, reason: str) -> None:
     message = str(pickles.unreadable(Path("x.pt"), error))
     assert message == f"cannot read x.pt ({reason}): it is damaged, or no checkpoint; replace it"
+
+
+def test_an_unsafe_pytorch_reads_no_pickles(tmp_path, monkeypatch):
+    path = tmp_path / "base.pth"
+    torch.save({"weight": torch.zeros(1)}, path)
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("it was read"))
+    with pytest.raises(
+        ValueError, match=r"is a pickle, and a forged one can run code in PyTorch 2\.9\.1 .*torch>=2\.10"
+    ):
+        pickles.read(path)

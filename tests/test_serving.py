@@ -87,7 +87,7 @@ def test_another_dtype_is_a_copy():
     model = mixed_model()
     before = model.vit.layernorm.weight.clone()
     served = model.for_inference(torch.bfloat16)
-    assert served.vit.layernorm.weight.dtype == served.folded.own_key.dtype == torch.bfloat16
+    assert served.vit.layernorm.weight.dtype == served.folded.key.dtype == torch.bfloat16
     assert model.vit.layernorm.weight.dtype == torch.float32 and torch.equal(model.vit.layernorm.weight, before)
     assert all(parameter.dtype == torch.float32 for parameter in served.heads.parameters())
     reference = mixed_model(attn_implementation="sdpa").to(torch.bfloat16)
@@ -122,6 +122,14 @@ def test_a_changed_copy_answers_unfolded(change):
                     parameter.mul_(0.5)
     assert served.folded is None
     assert largest_difference(logits(served(pixels)), logits(model(pixels))) <= 1e-9
+
+
+def test_inherited_memory_is_stored_once():
+    model = tiny_model()
+    for i in range(12):
+        add_random_head(model, f"head{i}", 2, 4, extends=model.head_names)
+    folded = model.for_inference().folded
+    assert folded.key.shape == folded.value.shape == (3, 4, 12 * 4 + 1, 8)  # [L, H, M + 1, d]
 
 
 def test_a_model_without_memory_can_be_served():

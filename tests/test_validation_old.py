@@ -203,3 +203,18 @@ def test_what_is_missing_shows_before_anything_is_evaluated(four, base, fails, m
     add_random_head(model, "new", 3, 1, metadata={"dataset": record})
     model.save_head("new", four / "models" / "new_model.safetensors")
     assert "places365_val.txt" in fails(four, "-m", "CIFAR100", "new", "--base_model", base)
+
+
+def test_an_extension_file_is_evaluated_on_the_data_of_its_last_head(four, base, caplog):
+    """Its first head is called after no data; the last one is named by the file."""
+    added = ("memory_tokens", "attention_mask", "cls_tokens.1", "cls_tokens.2", "classifiers.1", "classifiers.2")
+    chain = {name: value for name, value in old_state().items() if not any(word in name for word in added)}
+    chain |= {k: v for k, v in old_state((1, 2), ((), (1,))).items() if any(word in k for word in added)}
+    generator = torch.Generator().manual_seed(0)
+    chain["classifiers.2.weight"] = torch.randn(3, chain["classifiers.2.weight"].shape[1], generator=generator)
+    chain["classifiers.2.bias"] = torch.randn(3, generator=generator)
+    written(four / "models" / "Places_model.pt", chain)
+    with caplog.at_level("INFO"):
+        rows = validate(four, "-m", "Places", "--base_model", base)
+    assert list(rows) == ["Places"] and rows["Places"]["memory_tokens"] == 2
+    assert "Places-1 does not say on which data it was trained: it is not evaluated." in caplog.messages

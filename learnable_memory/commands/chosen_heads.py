@@ -61,6 +61,11 @@ class ChosenHeads:
             raise ValueError(f"{path} does not say which base it was trained on: name it with --base_model.")
         return base
 
+    @property
+    def needs_pixels_of_the_base(self) -> bool:
+        """Whether a head does not say how its pixels were made."""
+        return not all(self.metadata(name).get("preprocessing") for name in self.names)
+
     def precision(self) -> str:
         """The precision that all were trained in, so that accuracies repeat; float32 if they differ."""
         found = {self.metadata(name).get("training", {}).get("precision", "float32") for name in self.names}
@@ -95,7 +100,8 @@ def load_chosen(chosen: ChosenHeads, options: RunOptions) -> tuple[MemoryCapable
         options: with a `base_model`; without a precision, it is that of the heads' training.
     """
     options = dataclasses.replace(options, precision=options.precision or chosen.precision())
-    model, preprocessing = load_base(chosen.base(options.base_model), options, sized=False)
+    base, own_pixels = chosen.base(options.base_model), chosen.needs_pixels_of_the_base
+    model, preprocessing = load_base(base, options, sized=False, own_pixels=own_pixels)
     chosen.load(model)
     return model, preprocessing
 
@@ -130,18 +136,18 @@ def choose_heads(names: Sequence[str], folder: Path) -> ChosenHeads:
         for parent in found[child].metadata["extends"]:
             name = parent["name"]
             if name not in found:
-                found[name], paths[name] = _find_parent(parent, child, [folder, paths[child].parent])
+                found[name], paths[name] = _find_parent(parent, child, [folder, paths[child].parent], paths[child])
                 waiting.append(name)
                 logger.info("loaded too: %s, which %s extends, from %s", name, child, paths[name])
     check_together(list(found.values()))
     return ChosenHeads({file.metadata["name"]: file for file in parents_first(list(found.values()))}, paths, asked)
 
 
-def _find_parent(parent: dict[str, str], child: str, folders: Sequence[Path]) -> tuple[HeadFile, Path]:
-    """The head that `child` names as its parent, and its file in one of the folders."""
+def _find_parent(parent: dict[str, str], child: str, folders: Sequence[Path], own: Path) -> tuple[HeadFile, Path]:
+    """The head that `child` names as its parent, and its file in one of the folders, or the child's own."""
     name, others = parent["name"], []
     wanted = [heads.file_name(name, suffix) for suffix in (heads.SUFFIX, heads.OLD_SUFFIX)]
-    for path in dict.fromkeys(folder / file_name for folder in folders for file_name in wanted):
+    for path in dict.fromkeys([*(folder / file_name for folder in folders for file_name in wanted), own]):
         if not path.is_file():
             continue
         for file in heads.load_all(path):

@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_format(options.format, options.output)  # before anything is loaded
     chosen = choose_heads(options.heads, options.models_folder)
     base = chosen.base(options.base_model)
-    model, of_the_base = open_base(base, options.base_cache, not options.no_download, sized=False)
+    own_pixels = options.with_base or chosen.needs_pixels_of_the_base
+    model, of_the_base = open_base(
+        base, options.base_cache, not options.no_download, sized=False, own_pixels=own_pixels
+    )
     chosen.load(model)
     preprocessing = one_preprocessing(chosen, of_the_base)
     if options.with_base:

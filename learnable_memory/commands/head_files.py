@@ -38,7 +38,7 @@ def split(options: SplitOptions) -> None:
     for name, file in kept.items():
         heads.save(targets[name], file.tensors, file.metadata)
         print(f"{targets[name]}: {name}, {_kilobytes(targets[name])}")
-    _say_what_is_needed(list(kept.values()))
+    _say_what_is_needed(list(kept.values()), folder)
 
 
 def convert(options: ConvertOptions) -> None:
@@ -86,12 +86,12 @@ def fetch(options: FetchOptions) -> None:
     with replacing(target) as unfinished:
         shutil.copyfile(source, unfinished)
     print(f"{target}: {_listed([file.metadata['name'] for file in files])}, {_kilobytes(target)}")
-    _say_what_is_needed(files)
+    _say_what_is_needed(files, options.output)
 
 
 def _on_base(files: Sequence[HeadFile], options: ConvertOptions) -> list[HeadFile]:
     """The heads as heads of this base. Raises ValueError if it is not the one whose tensors the old file holds."""
-    model, _ = open_base(options.base_model, options.base_cache, not options.no_download, sized=False)
+    model, _ = open_base(options.base_model, options.base_cache, not options.no_download, sized=False, own_pixels=False)
     size = model.config.hidden_size, model.config.num_hidden_layers
     for file in files:
         heads.check_base(file.metadata, model.fingerprint, *size, where=str(options.old))
@@ -114,13 +114,14 @@ def _description(metadata: Mapping) -> str:
     return f"{metadata['name']}: {', '.join(filter(None, parts))}"
 
 
-def _say_what_is_needed(files: Sequence[HeadFile]) -> None:
-    """A line for each head that another one among these extends, and is not there."""
+def _say_what_is_needed(files: Sequence[HeadFile], folder: Path) -> None:
+    """A line for each head that another one among these extends, and that is neither among them nor in the folder."""
     present = {file.metadata["name"] for file in files}
     for file in files:
         for parent in file.metadata["extends"]:
-            if parent["name"] not in present:
-                name = parent["name"]
+            name = parent["name"]
+            places = [folder / heads.file_name(name, suffix) for suffix in (heads.SUFFIX, heads.OLD_SUFFIX)]
+            if name not in present and not any(place.is_file() for place in places):
                 print(f"{file.metadata['name']} extends {name}: it needs {heads.file_name(name)}, which is not here")
 
 

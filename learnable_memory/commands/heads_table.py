@@ -9,6 +9,7 @@ from learnable_memory.commands.heads import ShowOptions
 from learnable_memory.heads import HeadFile
 from learnable_memory.together import hash_of, reasons_against
 from learnable_memory.transforms import Preprocessing
+from learnable_memory.wording import printable
 
 TITLES = ("file", "head", "base", "cells", "classes", "extends", "data", "split", "top-1", "pixels", "kB")
 FLUSH_RIGHT = ("cells", "classes", "top-1", "kB")
@@ -37,6 +38,7 @@ def show(options: ShowOptions) -> int:
         rows += new
         files += here
     damaged = [row["file"] for row in rows if "error" in row]
+    files = without_copies(files)
     reasons = [f"{file} cannot be read" for file in damaged] + reasons_against(files)
     together = {"possible": not reasons, "reasons": reasons, "passes": passes(files)}
     if options.json:
@@ -54,15 +56,24 @@ def found(names: Sequence[str], models_folder: Path) -> list[Path]:
     paths: dict[Path, Path] = {}
     for name in names:
         if Path(name).is_dir():
-            here = sorted(path for suffix in (heads.SUFFIX, heads.OLD_SUFFIX) for path in Path(name).glob(f"*{suffix}"))
+            here = sorted(path for path in Path(name).iterdir() if _may_hold_heads(path))
             if not here:
-                endings = f"*{heads.SUFFIX} or *{heads.OLD_SUFFIX}"
-                raise FileNotFoundError(f"The folder {name} has no head files ({endings}): name the files themselves.")
+                raise FileNotFoundError(f"The folder {name} has no head files: name the files themselves.")
         else:
             here = heads.find([name], models_folder)
         for path in here:
             paths.setdefault(path.resolve(), path)
     return list(paths.values())
+
+
+def _may_hold_heads(path: Path) -> bool:
+    """Whether a file in a folder is called as head files are, or is one; bases may lie beside them."""
+    if path.name.endswith((heads.SUFFIX, heads.OLD_SUFFIX)):
+        return True
+    try:
+        return path.suffix == ".safetensors" and bool(heads.read_all_metadata(path))
+    except (ValueError, OSError):
+        return False
 
 
 def row_of(path: Path, file: HeadFile) -> dict:
@@ -105,6 +116,12 @@ def split_of(metadata: Mapping) -> str | None:
     return f"seeded {data['split_seed']}" if split == "seeded" else split
 
 
+def without_copies(files: Sequence[HeadFile]) -> list[HeadFile]:
+    """Each head once, though it may lie in several files: alone, and merged with others."""
+    same = {(file.metadata["name"], file.metadata["base"]["fingerprint"], hash_of(file)): file for file in files}
+    return list(same.values())
+
+
 def passes(files: Sequence[HeadFile]) -> list[dict]:
     """The heads that can share a pass over an image, for their pixels are made alike."""
     groups: dict[Preprocessing | None, list[str]] = {}
@@ -124,11 +141,6 @@ def _preprocessing(metadata: Mapping) -> Preprocessing | None:
 def described(rows: Sequence[Mapping]) -> list[str]:
     """The table and what stands below it, as lines."""
     return [*table(rows), "", *notes(rows)]
-
-
-def printable(line: str) -> str:
-    """Without line breaks and control sequences, which a name in somebody's file may hold."""
-    return "".join(character if character.isprintable() else "�" for character in line)
 
 
 def table(rows: Sequence[Mapping]) -> list[str]:

@@ -31,7 +31,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def open_base(
-    base: str, cache_dir: Path | None = None, download: bool = True, image_size: int | None = None, sized: bool = True
+    base: str,
+    cache_dir: Path | None = None,
+    download: bool = True,
+    image_size: int | None = None,
+    sized: bool = True,
+    own_pixels: bool = True,
 ) -> tuple[MemoryCapableViT, Preprocessing]:
     """A base of any family by name, frozen and without heads, and how its pixels are made; the model takes their size.
 
@@ -41,6 +46,7 @@ def open_base(
         download: whether it may be fetched from the hub.
         image_size: the side of the images in pixels; None for the base's own.
         sized: whether the model is to take images of that size at once; heads may ask for others.
+        own_pixels: whether its own preprocessing will be used; heads may all bring theirs.
 
     Raises:
         ValueError: it cannot be a base, it is damaged, or it cannot take images of this size.
@@ -55,7 +61,7 @@ def open_base(
         plain = convert(place)
         model = MemoryCapableViT.from_tensors(plain.config, plain.tensors)
     model.base_id = base  # not the folder in the cache
-    preprocessing = preprocessing_of(place, plain)
+    preprocessing = preprocessing_of(place, plain, own_pixels)
     if image_size is not None:
         preprocessing = preprocessing.at(image_size)
     if sized:
@@ -73,9 +79,10 @@ def load_base(
     device: torch.device | None = None,
     image_size: int | None = None,
     sized: bool = True,
+    own_pixels: bool = True,
 ) -> tuple[MemoryCapableViT, Preprocessing]:
     """`open_base`, as a run's options say; `device` stands for theirs."""
-    model, preprocessing = open_base(base, options.base_cache, not options.no_download, image_size, sized)
+    model, preprocessing = open_base(base, options.base_cache, not options.no_download, image_size, sized, own_pixels)
     # A copy in bfloat16 instead of autocast, which would convert the frozen weights again in every step.
     model.to(device or resolve_device(options.device), getattr(torch, options.precision or "float32"))
     if options.compile:

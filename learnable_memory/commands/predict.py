@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from learnable_memory.attention import check_rows
 from learnable_memory.broken import find_broken
 from learnable_memory.commands.chosen_heads import choose_heads, load_chosen
 from learnable_memory.commands.model import start_logging
@@ -18,6 +19,7 @@ from learnable_memory.image_paths import named_images
 from learnable_memory.images import ImageSet
 from learnable_memory.predict import Prediction, predict
 from learnable_memory.transforms import Preprocessing
+from learnable_memory.wording import printable
 from vit import MemoryCapableViT
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ def run(options: PredictOptions) -> int:
     if options.attention:
         _check_picture(options.attention, len(images))
     model, passes, names = open_heads(options)
+    if options.attention:
+        check_rows(len(images), len(names))
     if options.on_bad_image == "skip":
         images = without_broken(images, options.workers)
     answered = predict(
@@ -43,8 +47,7 @@ def run(options: PredictOptions) -> int:
     bar = tqdm(answered, total=len(images), unit=" images", disable=sys.stdout.isatty() or None)
     for prediction in bar:
         text = json_line(prediction, names) if options.json else text_block(prediction, names)
-        # A file's name may hold what is no text. Flushed, because somebody may be waiting at the other end of a pipe.
-        print(text.encode(errors="backslashreplace").decode(), flush=True)
+        print(text, flush=True)  # somebody may be waiting at the other end of a pipe
         if options.attention:
             kept.append(prediction)
     if options.attention:
@@ -101,7 +104,7 @@ def json_line(prediction: Prediction, names: Sequence[str]) -> str:
 
 def text_block(prediction: Prediction, names: Sequence[str]) -> str:
     """The image's name and a line for each head, its most probable class first, in columns."""
-    rows = [[name, *(f"{label} {p:.1%}" for label, _, p in prediction.answers[name])] for name in names]
+    rows = [[name, *(f"{printable(label)} {p:.1%}" for label, _, p in prediction.answers[name])] for name in names]
     widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n  ".join([prediction.image, *lines])
+    return "\n  ".join([printable(prediction.image), *lines])

@@ -298,7 +298,7 @@ def leave(
     if len(outcomes) > 1:
         report_grid(outcomes, chosen, options)
         if options.keep_all:
-            for outcome in outcomes:
+            for outcome in (each for each in outcomes if each.diverged_at is None):
                 save(outcome, options.output / heads.file_name(outcome.head), outcome.head)
     save(chosen, files.head, options.name)
     for path in files.done_with():

@@ -34,9 +34,11 @@ def validate(options: ValidationOptions) -> list[dict]:
     """One row for each head that was asked for, in that order; see `row` for what it holds."""
     chosen = choose_heads(options.models_list, options.models_folder)
     check_memory_tokens(chosen, options.expected_memory_tokens)
+    names = evaluable(chosen)
     model, preprocessing = load_chosen(chosen, options)
 
     passes = chosen.by_preprocessing(preprocessing)
+    passes = {settings: kept for settings, members in passes.items() if (kept := [n for n in members if n in names])}
     if len(passes) > 1:
         logger.info(
             "The heads need %d kinds of preprocessing, so each image set takes one pass of its kind.", len(passes)
@@ -48,10 +50,24 @@ def validate(options: ValidationOptions) -> list[dict]:
         model.set_image_size((settings.height, settings.width))
         for data, scored in found:
             loader = evaluation_loader(data.eval, settings, options, next(model.parameters()).device)
-            names = [metadata["name"] for metadata in scored]
-            scores = evaluate(model, loader, names, together, description=f"{', '.join(names)}")
+            own = [metadata["name"] for metadata in scored]
+            scores = evaluate(model, loader, own, together, description=", ".join(own))
             rows |= {metadata["name"]: row(metadata, data, asdict(scores[metadata["name"]])) for metadata in scored}
-    return [rows[name] for name in chosen.names]
+    return [rows[name] for name in names]
+
+
+def evaluable(chosen: ChosenHeads) -> list[str]:
+    """The heads that were asked for and say what they were trained on; the others must be parents of these.
+
+    So are the first heads of an extension file of 2023, which names the last one's data only.
+    """
+    silent = [name for name in chosen.names if "dataset" not in chosen.metadata(name)]
+    extended = {parent["name"] for file in chosen.files.values() for parent in file.metadata["extends"]}
+    for name in silent:
+        if name not in extended:
+            raise ValueError(f"The head {name} does not say on which data it was trained: train it again.")
+        logger.info("%s does not say on which data it was trained: it is not evaluated.", name)
+    return [name for name in chosen.names if name not in silent]
 
 
 def check_memory_tokens(chosen: ChosenHeads, expected: Sequence[int | None]) -> None:
@@ -74,8 +90,6 @@ def by_data_set(files: Sequence[dict], options: ValidationOptions) -> list[tuple
     """
     groups: dict[tuple, list[dict]] = {}
     for metadata in files:
-        if "dataset" not in metadata:
-            raise ValueError(f"The head {metadata['name']} does not say on which data it was trained: train it again.")
         record = metadata["dataset"]
         if "splits" not in record and record["name"] not in DATA_SETS:
             raise ValueError(
@@ -116,7 +130,8 @@ def split_of(metadata: dict, data: DataSet) -> str:
 
 def row(metadata: dict, data: DataSet, score: dict) -> dict:
     """What is known of a head after its evaluation, beside what its file says."""
-    record, stored = metadata["dataset"], metadata.get("metrics", {}).get("eval", {}).get("top1")
+    record = metadata["dataset"]
+    stored = (metadata.get("metrics", {}).get("eval") or {}).get("top1")  # None where training has diverged
     splits = record.get("splits", {})
     if splits and data.eval.hash != splits["eval"]["hash"]:
         logger.warning(
