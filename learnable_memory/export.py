@@ -259,7 +259,8 @@ def _trace(module: nn.Module, example: Tensor) -> ExportedProgram:
             module, (example,), dynamic_shapes={INPUT: {0: Dim("batch", min=1)}}, strict=False
         )
     except RuntimeError as error:  # what torch's exporter raises is one, or made from one
-        raise ValueError(f"PyTorch {torch.__version__} cannot export this model: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"PyTorch {torch.__version__} cannot export this model: {reason}") from error
     for graph in program.graph_module.modules():
         if isinstance(graph, fx.GraphModule):
             for node in graph.graph.nodes:

@@ -411,3 +411,15 @@ def test_a_head_called_as_the_input_is_refused_in_onnx():
     assert str(caught.value) == (
         "A head cannot be called pixel_values in an ONNX file, whose input has this name: rename it."
     )
+
+
+def test_a_model_that_torch_cannot_export(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("Constraints violated (batch)!\nmany more lines")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    model = tiny_model()
+    add_random_head(model, "A", 3, 1)
+    with pytest.raises(ValueError, match=r"cannot export this model: Constraints violated \(batch\)!$"):
+        export(model, tmp_path / "a.pt2", "torch-export")
+    assert list(tmp_path.iterdir()) == []

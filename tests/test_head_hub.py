@@ -1,5 +1,6 @@
 """Publishing and fetching heads: a folder that stands for a repository, a stand-in for the hub, and a stubbed HfApi."""
 
+import errno
 import json
 import re
 from collections.abc import Iterator
@@ -543,6 +544,19 @@ def test_a_hub_that_stops_in_the_middle(digits, monkeypatch):
     assert one_line(caught) == (
         "the hub does not answer for me/digits (OSError: connection reset by peer): try again later."
     )
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left"), PermissionError(errno.EACCES, "denied"), AttributeError()]
+)
+def test_what_is_not_the_hubs_fault_is_not_blamed_on_it(digits, monkeypatch, error):
+    def fail(self: object, *args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", fail)
+    with pytest.raises(type(error)) as caught:
+        from_hub("me/digits")
+    assert caught.value is error
 
 
 def test_what_is_no_hub_at_all_counts_as_silence(digits, monkeypatch):

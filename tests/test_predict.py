@@ -426,3 +426,20 @@ def test_a_picture_that_cannot_be_drawn(models, photos, tmp_path, capsys):
     error = fails(capsys, *many, *asked[1:], "--attention", tmp_path / "a.png")
     assert "--attention draws at most 8 images, but these are 9: name fewer." in error
     assert not (tmp_path / "a.png").exists()
+
+
+def test_labels_that_others_wrote_cannot_steer_the_terminal(model, tmp_path, photos, capsys):
+    model.save_head("large", tmp_path / heads.file_name("large"))
+    file = heads.load(tmp_path / heads.file_name("large"))
+    labels = [f"\x1b[31mclass\n{i}" for i in range(file.metadata["num_labels"])]
+    heads.save(tmp_path / heads.file_name("large"), file.tensors, {**file.metadata, "labels": labels})
+    say(tmp_path, photos / "0.png", "--heads", "large", "--top", "1")
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and len(printed.splitlines()) == 2 and "�[31mclass�" in printed
+
+
+def test_too_many_rows_are_refused_before_anything_is_answered(models, photos, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("learnable_memory.attention.MOST_ROWS", 3)
+    flags = [photos / "0.png", photos / "1.png", "--heads", "old", "large", "--attention", tmp_path / "a.png"]
+    error = fails(capsys, *flags, "--models_folder", models)
+    assert "2 images and 2 heads are 4 rows, but the picture can have 1 to 3: name fewer." in error

@@ -119,6 +119,11 @@ def test_what_is_imported_is_declared():
     assert undeclared <= extras
 
 
+def test_the_readme_shows_pictures_that_are_there():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(pictures) >= 5 and [name for name in pictures if not (ROOT / name).is_file()] == []
+
+
 # Runs a command line as a shell would, then tells what it has loaded: no clock, since a busy machine proves nothing.
 LOADED_BY = """
 import runpy, sys

@@ -38,13 +38,15 @@ def validate(options: ValidationOptions) -> list[dict]:
     model, preprocessing = load_chosen(chosen, options)
 
     passes = chosen.by_preprocessing(preprocessing)
-    passes = {settings: kept for settings, members in passes.items() if (kept := [n for n in members if n in names])}
     if len(passes) > 1:
         logger.info(
             "The heads need %d kinds of preprocessing, so each image set takes one pass of its kind.", len(passes)
         )
     # All data before the first pass: what is missing shows at once, not after hours.
-    data_sets = [by_data_set([chosen.metadata(name) for name in names], options) for names in passes.values()]
+    data_sets = [
+        by_data_set([chosen.metadata(name) for name in together if name in names], options)
+        for together in passes.values()
+    ]
     rows = {}
     for (settings, together), found in zip(passes.items(), data_sets, strict=True):
         model.set_image_size((settings.height, settings.width))
