@@ -30,6 +30,7 @@ from learnable_memory.options import (
 __all__ = [
     "DataChoice",
     "HeadChoice",
+    "ModelsFolder",
     "Places",
     "PredictOptions",
     "RunOptions",
@@ -308,12 +309,18 @@ def _list(values: tuple) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadChoice(Options):
-    """What decides, beside their names, which heads are loaded, and on what."""
+class ModelsFolder(Options):
+    """Where heads are."""
 
     models_folder: Path = option(
         Path("models"), "where heads given by name are, and those that a head extends", group="heads"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadChoice(ModelsFolder):
+    """What decides, beside their names, which heads are loaded, and on what."""
+
     base_model: str | None = option(
         None,
         "the frozen ViT: a name on the hub, a folder, or a checkpoint file",

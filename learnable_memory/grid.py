@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
 from learnable_memory.config import TrainOptions
+from learnable_memory.text_table import side_by_side
 
 PROBE = "head"  # the regime of a linear probe
 Split = Literal["select", "eval"]
@@ -168,12 +169,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         ["diverged", *(str(sum(outcome.diverged for outcome in same)) for same in runs)],
         *(_percent_column(f"{split} top-1 %", [accuracies(same, split) for same in runs]) for split in splits),
     ]
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for first, *rest in zip(*columns, strict=True):
-        numbers = (text.rjust(width) for text, width in zip(rest, widths[1:], strict=True))
-        lines.append("  ".join((first.ljust(widths[0]), *numbers)).rstrip())
-    return "\n".join(lines)
+    return side_by_side(columns)
 
 
 def _percent_column(heading: str, groups: Sequence[Sequence[float]]) -> list[str]:

@@ -1,13 +1,14 @@
 """A data set in words, to be read before hours are spent on it: how many images, of which classes, of what size."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from learnable_memory.broken import ROLES
 from learnable_memory.data import DataSet
 from learnable_memory.images import ImageSet
+from learnable_memory.text_table import side_by_side
 
 FEW_CLASSES = 20  # that many have a line each
 NAMED = 5  # rarest and most frequent classes that are named where there are more
@@ -27,7 +28,7 @@ def splits_table(data: DataSet) -> str:
         marks = [order[0], order[(len(order) - 1) // 2], order[-1]] if len(order) else []
         named = [f"{counts[label]:,} ({_short(data.labels[label])})" for label in marks] or ["-"] * 3
         columns.append([role, f"{len(split):,}", *named, f"{np.count_nonzero(counts == 0):,}", split.hash])
-    return _side_by_side(columns, str.ljust)
+    return side_by_side(columns, str.ljust)
 
 
 def class_balance(data: DataSet) -> str:
@@ -37,13 +38,13 @@ def class_balance(data: DataSet) -> str:
         names = ["class", *map(_short, data.labels)]
         share = 100 * counts["train"] / max(1, counts["train"].sum())
         columns = [[role, *(f"{count:,}" for count in counts[role])] for role in ROLES]
-        return _side_by_side([names, *columns, ["share of train", *(f"{percent:.1f} %" for percent in share)]])
+        return side_by_side([names, *columns, ["share of train", *(f"{percent:.1f} %" for percent in share)]])
     columns = [["images per class, quantiles", *ROLES]]
     for percent in QUANTILES:
         # An existing count, not one between two: "half of the classes have at most that many".
         found = (np.percentile(counts[role], percent, method="inverted_cdf") for role in ROLES)
         columns.append([f"{percent} %", *(f"{int(count):,}" for count in found)])
-    return "\n".join([_side_by_side(columns), *_extremes(data.labels, counts["train"])])
+    return "\n".join([side_by_side(columns), *_extremes(data.labels, counts["train"])])
 
 
 def sampled_sizes(data: DataSet) -> str:
@@ -82,13 +83,3 @@ def _extremes(labels: Sequence[str], counts: np.ndarray) -> list[str]:
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-
-
-def _side_by_side(columns: Sequence[Sequence[str]], flush: Callable[[str, int], str] = str.rjust) -> str:
-    """Columns of text, the first one flush left, the others right unless told."""
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for first, *rest in zip(*columns, strict=True):
-        cells = (flush(text, width) for text, width in zip(rest, widths[1:], strict=True))
-        lines.append("  ".join((first.ljust(widths[0]), *cells)).rstrip())
-    return "\n".join(lines)

@@ -21,6 +21,7 @@ STANDARD_LIBRARY_ONLY = [
     "headlog.py",
     "options.py",
     "runlog.py",
+    "text_table.py",
     "wording.py",
     "commands/__init__.py",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from learnable_memory.config import Places
 from learnable_memory.options import NOT_EMPTY, at_least, option, parse
+from learnable_memory.text_table import side_by_side
 
 if TYPE_CHECKING:
     from learnable_memory.transforms import Preprocessing
@@ -37,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_logging()
     model, preprocessing = open_base(options.model, options.base_cache, not options.no_download, options.image_size)
     rows = describe(model, preprocessing)
-    width = max(map(len, rows))
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+    print(side_by_side([list(rows), list(rows.values())], str.ljust))
 
 
 def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from learnable_memory.config import HeadChoice, Places
 from learnable_memory.options import NOT_EMPTY, above, option, parse
+from learnable_memory.text_table import side_by_side
 
 if TYPE_CHECKING:
     from learnable_memory.commands.chosen_heads import ChosenHeads
@@ -82,8 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, options.output, options.format, chosen.names, options.with_base, record, options.tolerance
     )
     lines = describe(options, model, chosen.names, preprocessing, difference)
-    width = max(map(len, lines))
-    print("\n".join(f"{name:<{width}}  {text}" for name, text in lines.items()))
+    print(side_by_side([list(lines), list(lines.values())], str.ljust))
 
 
 def one_preprocessing(chosen: ChosenHeads, of_the_base: Preprocessing) -> Preprocessing:

@@ -10,19 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from learnable_memory.config import HEAD_NAME, Places
+from learnable_memory.config import HEAD_NAME, ModelsFolder, Places
 from learnable_memory.options import NOT_EMPTY, OneLineParser, Options, Rule, option, parse
 
 PROG = "python -m learnable_memory heads"
 HEAD_FILE = Rule(lambda path: path.suffix == ".safetensors", "a file name ending in .safetensors")
 FILE_HELP = "a head file, or the name of a head in --models_folder"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelsFolder(Options):
-    """Where heads are."""
-
-    models_folder: Path = option(Path("models"), "where heads given by name are")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from learnable_memory.config import PredictOptions
 from learnable_memory.image_paths import named_images
 from learnable_memory.images import ImageSet
 from learnable_memory.predict import Prediction, predict
+from learnable_memory.text_table import side_by_side
 from learnable_memory.transforms import Preprocessing
 from learnable_memory.wording import printable
 from vit import MemoryCapableViT
@@ -105,6 +106,5 @@ def json_line(prediction: Prediction, names: Sequence[str]) -> str:
 def text_block(prediction: Prediction, names: Sequence[str]) -> str:
     """The image's name and a line for each head, its most probable class first, in columns."""
     rows = [[name, *(f"{printable(label)} {p:.1%}" for label, _, p in prediction.answers[name])] for name in names]
-    widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines = side_by_side(list(itertools.zip_longest(*rows, fillvalue="")), str.ljust).splitlines()
     return "\n  ".join([printable(prediction.image), *lines])

@@ -11,6 +11,7 @@ from learnable_memory.config import ValidationOptions
 from learnable_memory.data import DATA_SETS, DataSet
 from learnable_memory.evaluate import evaluate
 from learnable_memory.runlog import versions, write_json
+from learnable_memory.text_table import side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -170,9 +171,7 @@ def table(rows: Sequence[dict], extra: Mapping[str, Sequence[str]] | None = None
         **({"split": [row["split"] for row in rows]} if uncertain else {}),
         **(extra or {}),
     }
-    widths = [max(map(len, (title, *cells))) for title, cells in columns.items()]
-    lines = [list(columns), *zip(*columns.values(), strict=True)]
-    text = "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+    text = side_by_side([[title, *cells] for title, cells in columns.items()])
     if not uncertain:
         return text
     return (
