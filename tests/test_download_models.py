@@ -3,6 +3,7 @@ tells size and SHA-256 of the file on the way. Each test runs with curl alone an
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -206,12 +207,15 @@ def test_transfers_that_break_off_go_on(tmp_path: Path, hub: Hub, download: Call
 def test_what_broke_off_is_resumed_by_the_next_run(tmp_path: Path, hub: Hub, download: Callable) -> None:
     hub.offer("Sun_model.pt")
     hub.sends = 1000
-    assert_failed(download("Sun"), "broke off at 4000 of 10244 bytes, 4 times: run this again to resume")
-    assert models(tmp_path) == {"Sun_model.pt.part": CONTENT[:4000]}
+    ran = download("Sun")
+    # On a busy machine one of the four attempts may get no answer.
+    kept = int(re.search(r"broke off at ([234]000) of 10244 bytes, 4 times: run this again to resume", ran.error)[1])
+    assert_failed(ran, f"broke off at {kept} of 10244 bytes")
+    assert models(tmp_path) == {"Sun_model.pt.part": CONTENT[:kept]}
     hub.sends = None
     hub.requests.clear()
     assert download("Sun").code == 0
-    assert hub.fetched == [("Sun_model.pt", "bytes=4000-")]
+    assert hub.fetched == [("Sun_model.pt", f"bytes={kept}-")]
     assert models(tmp_path) == {"Sun_model.pt": CONTENT}
 
 
