@@ -1209,10 +1209,10 @@ class MemoryCapableViT(ViTForImageClassification):
         layer: ViTLayer = self.vit.layers[index]
         attention = layer.attention
         normed = layer.layernorm_before(tokens)
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        query, *own = (_split(projection(normed), attention) for projection in projections)  # [B, H, T, d]
+        own = tuple(_split(projection(normed), attention) for projection in (attention.k_proj, attention.v_proj))
         memory = self.project_memory(index, tasks, graph)
-        context, weights = attend(attention, query, seen, tuple(own), memory, graph)
+        query = _split(attention.q_proj(normed), attention)  # [B, H, T, d]
+        context, weights = attend(attention, query, seen, own, memory, graph)
         tokens = attention.o_proj(context.transpose(1, 2).flatten(2)) + tokens  # [B, T, D]
         return layer.mlp(layer.layernorm_after(tokens)) + tokens, weights
 
