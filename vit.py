@@ -937,9 +937,11 @@ class MemoryCapableViT(ViTForImageClassification):
         Raises FileNotFoundError or ValueError, as `learnable_memory.heads.load`; ValueError if it belongs to another
         base, its name is taken, or a head that it extends is absent or not the one that it was trained on.
         """
-        file = source if isinstance(source, HeadFile) else head_files.load(source)
-        where = file.metadata["name"] if isinstance(source, HeadFile) else str(source)
-        head_files.check(file.tensors, file.metadata, where)
+        if isinstance(source, HeadFile):
+            file, where = source, source.metadata["name"]
+            head_files.check(file.tensors, file.metadata, where)
+        else:
+            file, where = head_files.load(source), str(source)  # checked by its reader
         size = self.config.hidden_size, self.config.num_hidden_layers
         head_files.check_base(file.metadata, self.fingerprint, *size, where=where)
         for parent in file.metadata["extends"]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
 from learnable_memory.commands import run_command
-from learnable_memory.options import OneLineParser
+from learnable_memory.options import first_word
 
 PROG = "python -m learnable_memory"
 # name -> (module with `main(argv)`, what it does); a module is imported when its command runs, since most load torch.
@@ -25,24 +24,11 @@ COMMANDS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    listing = "\n".join(f"  {name:<10}{meaning}" for name, (_, meaning) in COMMANDS.items())
-    parser = OneLineParser(
-        prog=PROG,
-        usage=f"{PROG} COMMAND [options]",
-        description="The commands beside vit_train.py and vit_validation.py.",
-        epilog=f"commands (COMMAND --help says more):\n{listing}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` (default: `sys.argv`) names and return the exit code of the process."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # Only the first word is looked at here: the others, --help included, belong to the command.
-    name = build_parser().parse_args(argv[:1]).command
+    meanings = {name: meaning for name, (_, meaning) in COMMANDS.items()}
+    name = first_word("command", meanings, PROG, "The commands beside vit_train.py and vit_validation.py.", argv)
     module, _ = COMMANDS[name]
     return run_command(lambda rest: importlib.import_module(module).main(rest), argv[1:], prog=f"{PROG} {name}")
 

@@ -214,8 +214,8 @@ def _cells(head: Mapping) -> str:
 
 
 def _pixels(head: Mapping) -> str:
-    settings = head.get("preprocessing")
-    return _text(Preprocessing.from_dict(settings).words) if settings else "as the base's own processor makes them"
+    settings = Preprocessing.of_head(head)
+    return _text(settings.words) if settings else "as the base's own processor makes them"
 
 
 def _data_rows(head: Mapping) -> dict[str, str]:

@@ -22,7 +22,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -284,3 +284,23 @@ def to_dict(options: Options) -> dict[str, Any]:
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     return {field.name: plain(getattr(options, field.name)) for field in dataclasses.fields(options)}
+
+
+def first_word(kind: str, meanings: Mapping[str, str], prog: str, description: str, argv: Sequence[str]) -> str:
+    """The word that chooses a command, the first one of `argv`. A wrong one, or none, ends the process as `parse` does.
+
+    Args:
+        kind: what the words are called, such as "command".
+        meanings: each word, and what it does, for `--help`.
+    """
+    listing = "\n".join(f"  {word:<10}{meaning}" for word, meaning in meanings.items())
+    parser = OneLineParser(
+        prog=prog,
+        usage=f"{prog} {kind.upper()} [options]",
+        description=description,
+        epilog=f"{kind}s ({kind.upper()} --help says more):\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(kind, choices=meanings, metavar=kind.upper(), help=argparse.SUPPRESS)
+    # Only this word is looked at here: the others, --help included, belong to the command.
+    return getattr(parser.parse_args(argv[:1]), kind)

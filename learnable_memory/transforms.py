@@ -6,7 +6,7 @@ saved with every head, and two heads share a forward pass only if their hashes a
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -167,6 +167,12 @@ class Preprocessing:
                 f"missing: {sorted(names - values.keys())}, unknown: {sorted(values.keys() - names)}"
             )
         return cls(**values)
+
+    @classmethod
+    def of_head(cls, metadata: Mapping[str, Any]) -> "Preprocessing | None":
+        """What a head's metadata says of its pixels; None if it says nothing. Raises ValueError as `from_dict`."""
+        settings = metadata.get("preprocessing")
+        return cls.from_dict(settings) if settings else None
 
     @property
     def name(self) -> str | None:

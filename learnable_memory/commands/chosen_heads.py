@@ -86,8 +86,7 @@ class ChosenHeads:
         """
         groups: dict[Preprocessing, list[str]] = {}
         for name in self.names:
-            settings = self.metadata(name).get("preprocessing")
-            groups.setdefault(Preprocessing.from_dict(settings) if settings else of_the_base, []).append(name)
+            groups.setdefault(Preprocessing.of_head(self.metadata(name)) or of_the_base, []).append(name)
         return groups
 
 

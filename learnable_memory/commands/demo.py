@@ -78,6 +78,7 @@ def answers_in_one_pass(model, preprocessing, options: ValidationOptions, pictur
 
     from learnable_memory import heads, plots
     from learnable_memory.data import load_data_set
+    from learnable_memory.predict import labels_of
 
     splits = [load_data_set(name, options.directory, download=False).eval for name in options.models_list]
     shown = [split.image(i) for split in splits for i in range(5)]
@@ -88,8 +89,7 @@ def answers_in_one_pass(model, preprocessing, options: ValidationOptions, pictur
         for path in heads.find(options.models_list, options.models_folder):
             model.load_head(path)
         outputs = model(pixel_values)
-    labels = {name: head.spec.metadata["labels"] for name, head in model.heads.items()}
-    labels["base"] = list(model.config.id2label.values())
+    labels = {name: labels_of(model, name) for name in outputs}
     answers = {}
     for name, output in outputs.items():
         best = output.logits.softmax(-1).max(-1)

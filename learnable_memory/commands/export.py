@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.output.exists() and not options.overwrite:
         raise FileExistsError(f"{options.output} exists: choose another --output, or replace it with --overwrite.")
     from learnable_memory.commands.chosen_heads import choose_heads
-    from learnable_memory.commands.model import open_base, start_logging
+    from learnable_memory.commands.model import check_with_base, open_base, start_logging
     from learnable_memory.export import check_format, export
 
     start_logging()
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen.load(model)
     preprocessing = one_preprocessing(chosen, of_the_base)
     if options.with_base:
-        check_base(model, preprocessing, of_the_base)
+        check_with_base(model)
+        check_pixels(preprocessing, of_the_base)
     model.set_image_size((preprocessing.height, preprocessing.width))
     record = {"preprocessing": preprocessing.to_dict(), "preprocessing_words": preprocessing.words}
     difference = export(
@@ -101,10 +102,8 @@ def one_preprocessing(chosen: ChosenHeads, of_the_base: Preprocessing) -> Prepro
     return next(iter(groups))
 
 
-def check_base(model: MemoryCapableViT, preprocessing: Preprocessing, of_the_base: Preprocessing) -> None:
-    """Raise ValueError if the base has no answers of its own, or would need other pixels for them than the heads."""
-    if not model.has_base_classifier:
-        raise ValueError(f"{model.base_id} has no classifier, so it has no answers of its own: leave --with_base.")
+def check_pixels(preprocessing: Preprocessing, of_the_base: Preprocessing) -> None:
+    """Raise ValueError if the base needs other pixels for its own answers than the heads."""
     if preprocessing != of_the_base:
         raise ValueError(
             f"One file takes one kind of pixels: the base's own answers need images {of_the_base.words}, these heads "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from learnable_memory.config import HEAD_NAME, ModelsFolder, Places
-from learnable_memory.options import NOT_EMPTY, OneLineParser, Options, Rule, option, parse
+from learnable_memory.options import NOT_EMPTY, Options, Rule, first_word, option, parse
 
 PROG = "python -m learnable_memory heads"
 HEAD_FILE = Rule(lambda path: path.suffix == ".safetensors", "a file name ending in .safetensors")
@@ -124,24 +123,12 @@ SUBCOMMANDS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    listing = "\n".join(f"  {name:<10}{subcommand.meaning}" for name, subcommand in SUBCOMMANDS.items())
-    parser = OneLineParser(
-        prog=PROG,
-        usage=f"{PROG} SUBCOMMAND [options]",
-        description="Heads as files: look at them, put them together, take them apart, exchange them.",
-        epilog=f"subcommands (SUBCOMMAND --help says more):\n{listing}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("subcommand", choices=SUBCOMMANDS, metavar="SUBCOMMAND", help=argparse.SUPPRESS)
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the subcommand that `argv` names and return its exit code; None is success."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # Only the first word is looked at here: the others, --help included, belong to the subcommand.
-    name = build_parser().parse_args(argv[:1]).subcommand
+    meanings = {name: subcommand.meaning for name, subcommand in SUBCOMMANDS.items()}
+    description = "Heads as files: look at them, put them together, take them apart, exchange them."
+    name = first_word("subcommand", meanings, PROG, description, argv)
     subcommand = SUBCOMMANDS[name]
     sentence = f"{subcommand.meaning[0].upper()}{subcommand.meaning[1:]}."
     options = parse(subcommand.options, sentence, argv[1:], prog=f"{PROG} {name}")

@@ -80,7 +80,7 @@ def row_of(path: Path, file: HeadFile) -> dict:
     """A head as JSON has it and the table shows it; None for what its file does not say."""
     metadata = file.metadata
     score = (metadata.get("metrics") or {}).get("eval") or {}
-    settings = _preprocessing(metadata)
+    settings = Preprocessing.of_head(metadata)
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
@@ -126,16 +126,11 @@ def passes(files: Sequence[HeadFile]) -> list[dict]:
     """The heads that can share a pass over an image, for their pixels are made alike."""
     groups: dict[Preprocessing | None, list[str]] = {}
     for file in files:
-        groups.setdefault(_preprocessing(file.metadata), []).append(file.metadata["name"])
+        groups.setdefault(Preprocessing.of_head(file.metadata), []).append(file.metadata["name"])
     return [
         {"preprocessing": settings.words if settings else "that of the base", "heads": names}
         for settings, names in groups.items()
     ]
-
-
-def _preprocessing(metadata: Mapping) -> Preprocessing | None:
-    settings = metadata.get("preprocessing")
-    return Preprocessing.from_dict(settings) if settings else None
 
 
 def described(rows: Sequence[Mapping]) -> list[str]:

@@ -73,6 +73,12 @@ def open_base(
     return model, preprocessing
 
 
+def check_with_base(model: MemoryCapableViT) -> None:
+    """Raise ValueError if `--with_base` asks a base for answers that has none."""
+    if not model.has_base_classifier:
+        raise ValueError(f"{model.base_id} has no classifier, so it has no answers of its own: leave --with_base.")
+
+
 def load_base(
     base: str,
     options: RunOptions,

@@ -32,9 +32,9 @@ def read_parents(options: TrainOptions, new_file: Path) -> ChosenHeads:
 def compare_pixels(parents: ChosenHeads, preprocessing: Preprocessing) -> None:
     """Say it where parents were trained on pixels of another kind; they see those of the new head from now on."""
     for name, file in parents.files.items():
-        settings = file.metadata.get("preprocessing")
-        if settings and Preprocessing.from_dict(settings) != preprocessing:
+        settings = Preprocessing.of_head(file.metadata)
+        if settings and settings != preprocessing:
             logger.info(
                 "%s was trained on images %s; below the new head it sees them %s.",
-                name, Preprocessing.from_dict(settings).words, preprocessing.words,
+                name, settings.words, preprocessing.words,
             )  # fmt: skip

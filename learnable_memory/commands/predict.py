@@ -13,7 +13,7 @@ from tqdm import tqdm
 from learnable_memory.attention import check_rows
 from learnable_memory.broken import find_broken
 from learnable_memory.commands.chosen_heads import choose_heads, load_chosen
-from learnable_memory.commands.model import start_logging
+from learnable_memory.commands.model import check_with_base, start_logging
 from learnable_memory.config import PredictOptions
 from learnable_memory.image_paths import named_images
 from learnable_memory.images import ImageSet
@@ -75,8 +75,7 @@ def open_heads(options: PredictOptions) -> tuple[MemoryCapableViT, dict[Preproce
     model, preprocessing = load_chosen(chosen, options)
     passes, names = chosen.by_preprocessing(preprocessing), chosen.names
     if options.with_base:
-        if not model.has_base_classifier:
-            raise ValueError(f"{model.base_id} has no classifier, so it has no answers of its own: leave --with_base.")
+        check_with_base(model)
         passes.setdefault(preprocessing, []).append("base")
         names = ["base", *names]
     if len(passes) > 1:

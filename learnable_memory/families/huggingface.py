@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from learnable_memory.families.checkpoints import unreadable
 from learnable_memory.families.plain import (
     PlainViT,
     dinov2_preprocessing,
@@ -24,6 +23,7 @@ from learnable_memory.families.plain import (
     some,
 )
 from learnable_memory.families.refused import STOCK, refuse
+from learnable_memory.pickles import unreadable
 from learnable_memory.transforms import Preprocessing
 
 
