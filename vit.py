@@ -21,7 +21,7 @@ import hashlib
 import itertools
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -166,6 +166,11 @@ def _softmax(scores: Tensor) -> Tensor:
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
+def _backend(attention: ViTAttention) -> Callable:
+    """HuggingFace's function for the layer's `attn_implementation`."""
+    return ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+
+
 class SelfAttentionWithMemory(ViTAttention):
     """One attention layer in joint form: all tokens ask; all tokens and the memory are asked (paper, section 3).
 
@@ -183,16 +188,18 @@ class SelfAttentionWithMemory(ViTAttention):
         return joint
 
     def forward(
-        self, hidden_states: Tensor, memory: Tensor | None = None, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, hidden_states: Tensor, memory: Tensor | None = None, attention_mask: Tensor | None = None,
+        need_weights: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """
         Args:
             hidden_states: [B, N, D], after the layer norm.
             memory: [M, D] or [B, M, D], after the layer norm or not: that is the caller's choice. None for none.
             attention_mask: added to the scores, broadcastable to [B, N, N + M], as from `build_attention_mask`.
+            need_weights: without them the base's attention backend does it (`attn_implementation`), fused if it is.
 
         Returns:
-            The layer's output [B, N, D] and the attention weights [B, H, N, N + M].
+            The layer's output [B, N, D] and the attention weights [B, H, N, N + M], if they are needed.
         """
         keys_from = hidden_states
         if memory is not None:
@@ -202,9 +209,13 @@ class SelfAttentionWithMemory(ViTAttention):
             keys_from = torch.cat([hidden_states, memory], dim=1)  # [B, N + M, D]
         query = _split(self.q_proj(hidden_states), self)  # [B, H, N, d]
         key, value = (_split(projection(keys_from), self) for projection in (self.k_proj, self.v_proj))
+        mask = None if attention_mask is None else attention_mask.to(query).unsqueeze(-3)  # [.., 1, N, N + M]
+        if not need_weights:
+            context, _ = _backend(self)(self, query, key, value, mask, scaling=self.scaling)  # [B, N, H, d]
+            return self.o_proj(context.flatten(2)), None
         scores = query @ key.transpose(-1, -2) * self.scaling  # [B, H, N, N + M]
-        if attention_mask is not None:
-            scores = scores + attention_mask.to(scores).unsqueeze(-3)
+        if mask is not None:
+            scores = scores + mask
         weights = _softmax(scores)
         return self.o_proj((weights @ value).transpose(1, 2).flatten(2)), weights
 
@@ -561,9 +572,8 @@ def run_base_layer(layer: ViTLayer, hidden: Tensor, mask, stop_at_keys: bool, wa
     if stop_at_keys:
         return BaseLayer(hidden, normed, seen)
     query = _split(attention.q_proj(normed), attention)
-    backend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
     dropout = attention.attention_dropout if attention.training else 0.0
-    context, _ = backend(attention, query, key, value, mask, dropout=dropout, scaling=attention.scaling)
+    context, _ = _backend(attention)(attention, query, key, value, mask, dropout=dropout, scaling=attention.scaling)
     row = None
     if want_row:  # from its query, since fused backends keep no weights
         row = _softmax(query[:, :, :1] @ key.transpose(-1, -2) * attention.scaling)
@@ -1004,6 +1014,21 @@ class MemoryCapableViT(ViTForImageClassification):
         return [name for name in self.heads if name in wanted]
 
     # --------------------------------------------------------------------------------------------------------- serve
+    def copy_of_base(self, learned: Callable[[str], bool]) -> "MemoryCapableViT":
+        """The base without its heads and its classifier, as a copy that may change; this model never does.
+
+        Args:
+            learned: by the name of one of ViTModel's parameters, whether the copy is to learn it. Those are copied and
+                want gradients; the others share their storage with this model.
+        """
+        shared = MemoryCapableViT._around(self)
+        shared.classifier = nn.Identity()
+        memo = {}  # stands for copies
+        for name, parameter in self.vit.named_parameters():
+            own = learned(name)
+            memo[id(parameter)] = nn.Parameter(parameter.detach().clone() if own else parameter.detach(), own)
+        return copy.deepcopy(shared, memo)
+
     @torch.no_grad()
     def for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> "MemoryCapableViT":
         """A frozen copy to serve: the memory's keys and values are computed once, the base's attention is fused (sdpa).
@@ -1165,9 +1190,7 @@ class MemoryCapableViT(ViTForImageClassification):
         """
         records = self._base_records(pixel_values)
         with torch.set_grad_enabled(records):
-            pixel_values = pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype)
-            resize = interpolate_pos_encoding or self._resizes(*pixel_values.shape[-2:])
-            hidden = self.vit.embeddings(pixel_values, interpolate_pos_encoding=resize)  # [B, N, D]
+            hidden = self.embed(pixel_values, interpolate_pos_encoding)  # [B, N, D]
             mask = create_bidirectional_mask(config=self.vit.config, inputs_embeds=hidden, attention_mask=None)
         for index, layer in enumerate(self.vit.layers):
             stop = stop_early and index == len(self.vit.layers) - 1
@@ -1175,6 +1198,16 @@ class MemoryCapableViT(ViTForImageClassification):
                 state = run_base_layer(layer, hidden, mask, stop, want_rows)
             yield state
             hidden = state.hidden
+
+    def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """What enters the base's first layer, [B, N, D]; arguments as in `forward`."""
+        pixel_values = pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype)
+        resize = interpolate_pos_encoding or self._resizes(*pixel_values.shape[-2:])
+        return self.vit.embeddings(pixel_values, interpolate_pos_encoding=resize)
+
+    def joint_attention(self) -> nn.ModuleList:
+        """All layers' attention in joint form, sharing the base's weights: L of SelfAttentionWithMemory."""
+        return nn.ModuleList(SelfAttentionWithMemory.from_attention(layer.attention) for layer in self.vit.layers)
 
     def _resizes(self, height: int, width: int) -> bool:
         """Whether positions have to be resized for images of the model's size. Raises ValueError for another size."""

@@ -23,7 +23,7 @@ NETWORK_TIMEOUT = 5.0  # seconds to the hub's first answer: enough to tell wheth
 # ------------------------------------------------------------------------------------------------------- what it is
 def is_stock(place: Path) -> bool:
     """Whether `MemoryCapableViT.from_pretrained` reads this base itself; others go through `convert`."""
-    return place.is_dir() and _config(place).get("model_type") == "vit"
+    return place.is_dir() and read_config(place).get("model_type") == "vit"
 
 
 def convert(place: Path) -> PlainViT:
@@ -59,14 +59,14 @@ def preprocessing_of(place: Path, plain: PlainViT | None = None, used: bool = Tr
             base was saved without one.
     """
     if (place / PROCESSOR).is_file():
-        return Preprocessing.from_processor(_processor(place))
+        return Preprocessing.from_processor(read_processor(place))
     if is_stock(place):
-        if _config(place).get("base_layout"):
+        if read_config(place).get("base_layout"):
             raise ValueError(
                 f"{place} was converted from another family than ViT and has no {PROCESSOR}: put there the one of the "
                 "model that it was converted from"
             )
-        side = _config(place).get("image_size", 224)
+        side = read_config(place).get("image_size", 224)
         height, width = (side, side) if isinstance(side, int) else side
         usual, family = Preprocessing(height, width, "bilinear", 1 / 255, (0.5,) * 3, (0.5,) * 3), "ViT"
     else:
@@ -77,7 +77,8 @@ def preprocessing_of(place: Path, plain: PlainViT | None = None, used: bool = Tr
     return usual
 
 
-def _processor(folder: Path) -> Any:
+def read_processor(folder: Path) -> Any:
+    """The processor in a folder, as transformers reads it. Raises ValueError if it cannot."""
     from transformers import AutoImageProcessor
 
     try:
@@ -90,7 +91,8 @@ def _processor(folder: Path) -> Any:
         ) from error
 
 
-def _config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict:
+    """The folder's config.json. Raises ValueError if it is damaged, OSError if there is none."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -102,7 +104,7 @@ def _config(folder: Path) -> dict:
 
 def _is_timm(folder: Path) -> bool:
     """timm's config.json names an architecture, HuggingFace's a model type."""
-    config = _config(folder)
+    config = read_config(folder)
     return "architecture" in config and "model_type" not in config
 
 

@@ -46,7 +46,7 @@ def is_main(accelerator: "Accelerator | None") -> bool:
 @torch.no_grad()
 def evaluate(
     model, loader: DataLoader, heads: Sequence[str], alongside: Sequence[str] = (), description: str | None = None, *,
-    stop: object = False, accelerator: "Accelerator | None" = None,
+    stop: object = False, accelerator: "Accelerator | None" = None, right: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, Score]:  # fmt: skip
     """Score heads on the data that they were trained for, all in one pass.
 
@@ -58,6 +58,8 @@ def evaluate(
         description: the progress bar's; None for no bar.
         stop: looked at before each batch; once it is true, KeyboardInterrupt is raised.
         accelerator: the processes that each have a part of the loader; all return the score of the whole split.
+        right: is filled with, for each head, whether its first answer was right: bool [images] on the CPU, in the order
+            of the loader (of this process's part of it).
 
     Raises ValueError if the loader has no images, or a label is none of a head's classes.
     """
@@ -67,6 +69,7 @@ def evaluate(
     asked = [name for name in dict.fromkeys((*heads, *alongside)) if name != "base"]
     was_training = model.training
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in heads}  # right, right among five, loss
+    first_right: dict[str, list[torch.Tensor]] = {name: [] for name in heads}
     images, start = 0, time.perf_counter()
     try:
         model.eval()
@@ -76,11 +79,15 @@ def evaluate(
             labels = labels.to(device, non_blocking=True)
             outputs = model(pixel_values.to(device, non_blocking=True), heads=asked, with_base="base" in heads)
             for name in heads:
-                sums[name] += _count(name, outputs[name].logits, labels)
+                counts, first = _count(name, outputs[name].logits, labels)
+                sums[name] += counts
+                first_right[name].append(first)
             images += len(labels)
             bar.set_postfix_str(f"{images / (time.perf_counter() - start):.0f} images/s", refresh=False)
     finally:
         model.train(was_training)
+    if right is not None and images:
+        right.update({name: torch.cat(parts).cpu() for name, parts in first_right.items()})
     if is_shared(accelerator):
         # Counts, not images, are put together: no sample is repeated to make the parts equal.
         mine = torch.cat([*sums.values(), torch.tensor([images], dtype=torch.float64)])
@@ -92,8 +99,9 @@ def evaluate(
     return {name: Score(images, *(total / images).tolist(), speed) for name, total in sums.items()}
 
 
-def _count(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Right answers, right among the first five, and summed loss of a batch: float64 [3] on the CPU."""
+def _count(name: str, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a batch: right answers, right among the first five, and summed loss (float64 [3], on the CPU); and which first
+    answers were right (bool [B])."""
     classes = logits.shape[1]
     wrong = labels[(labels < 0) | (labels >= classes)]  # -100 too, which the loss would leave out without a word
     if len(wrong):
@@ -101,4 +109,4 @@ def _count(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     best = logits.topk(min(5, classes), dim=1).indices  # [B, 5]
     hits = best == labels[:, None]
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-    return torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double().cpu()
+    return torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double().cpu(), hits[:, 0]

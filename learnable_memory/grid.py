@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
 from learnable_memory.config import TrainOptions
+from learnable_memory.method_spec import MethodSpec
 from learnable_memory.text_table import side_by_side
 
-PROBE = "head"  # the regime of a linear probe
 Split = Literal["select", "eval"]
 
 
@@ -33,35 +33,28 @@ def shortest(number: float) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination: a head, and the rate that it is trained at.
+    """One combination: what is learned, and the rate and seed that it is trained with.
 
     Attributes:
-        regime: one of config.REGIMES.
-        memory_tokens: in each layer; 0 in the regimes without memory.
+        spec: the method.
         lr: the peak rate.
-        seed: draws the head's initial values.
+        seed: draws initial values.
     """
 
-    regime: str
-    memory_tokens: int
+    spec: MethodSpec
     lr: float
     seed: int
 
     @property
     def name(self) -> str:
         """Short and unique in its grid, made of what names of heads may be made of: `m5_lr0p03_s0`, `probe_lr1_s2`."""
-        kind = "probe" if self.regime == PROBE else f"m{self.memory_tokens}"
         # A point would split the names of parameters.
-        return f"{kind}_lr{shortest(self.lr).replace('.', 'p')}_s{self.seed}"
+        return f"{self.spec.name}_lr{shortest(self.lr).replace('.', 'p')}_s{self.seed}"
 
 
 def cells(options: TrainOptions) -> list[Cell]:
-    """All combinations, in the order of the options. `head+class` is memory of 0 tokens, so it comes once."""
-    kinds: list[tuple[str, int]] = []
-    for regime in options.regimes:
-        counts = options.number_of_memory_tokens if regime == "memory" else (0,)
-        kinds += [("head+class" if regime == "memory" and count == 0 else regime, count) for count in counts]
-    return [Cell(*kind, lr, seed) for kind, lr, seed in product(dict.fromkeys(kinds), options.lr, options.seeds)]
+    """All combinations, in the order of the options."""
+    return [Cell(*each) for each in product(options.method_specs, options.lr, options.seeds)]
 
 
 @dataclass(frozen=True)
@@ -76,6 +69,11 @@ class Outcome:
         epoch: its best epoch, from 1; None if it diverged before the end of the first.
         diverged_at: the step, from 1, at which it diverged, or None.
         select, eval: `Score` as a dict, None where there is none.
+        eval_right: for each image of `eval` whether the first answer was right, as `experiments.results.pack_right`;
+            None if unknown.
+        steps, train_seconds, eval_seconds: of the pass. Training is counted without its evaluations on `select`.
+        heads_in_pass: how many were trained in it.
+        peak_memory_bytes: of the pass, as `meter.peak_memory`.
     """
 
     cell: Cell
@@ -86,6 +84,12 @@ class Outcome:
     diverged_at: int | None
     select: dict[str, Any] | None
     eval: dict[str, Any] | None
+    eval_right: str | None = None
+    steps: int | None = None
+    train_seconds: float | None = None
+    eval_seconds: float | None = None
+    heads_in_pass: int = 1
+    peak_memory_bytes: int | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Outcome:
@@ -93,17 +97,19 @@ class Outcome:
 
         Raises ValueError if something is missing in it.
         """
-        names = {kind: [field.name for field in fields(kind) if field.name != "cell"] for kind in (Cell, cls)}
         try:
-            cell, own = ({name: row[name] for name in names[kind]} for kind in (Cell, cls))
+            spec = MethodSpec(**{field.name: row[field.name] for field in fields(MethodSpec)})
+            own = [field for field in fields(cls) if field.name != "cell"]
+            values = {field.name: row[field.name] for field in own if field.default is MISSING or field.name in row}
+            return cls(cell=Cell(spec, row["lr"], row["seed"]), **values)
         except KeyError as missing:
             raise ValueError(f"A row has no {missing}: check that these are the rows of a grid's results.") from None
-        return cls(cell=Cell(**cell), **own)
 
     def row(self) -> dict[str, Any]:
         """As JSON: the cell's values beside the others."""
         values = asdict(self)
-        return {**values.pop("cell"), **values}
+        cell = values.pop("cell")
+        return {**cell.pop("spec"), **cell, **values}
 
     @property
     def diverged(self) -> bool:
@@ -132,8 +138,7 @@ def best(outcomes: Sequence[Outcome]) -> Outcome:
 class Kind(NamedTuple):
     """What the runs have in common that differ in their seeds only."""
 
-    regime: str
-    memory_tokens: int
+    spec: MethodSpec
     lr: float
 
 
@@ -141,8 +146,7 @@ def by_kind(outcomes: Iterable[Outcome]) -> dict[Kind, list[Outcome]]:
     """Runs that differ in their seeds only, together; kinds in the order in which they first come."""
     groups: dict[Kind, list[Outcome]] = {}
     for outcome in outcomes:
-        cell = outcome.cell
-        groups.setdefault(Kind(cell.regime, cell.memory_tokens, cell.lr), []).append(outcome)
+        groups.setdefault(Kind(outcome.cell.spec, outcome.cell.lr), []).append(outcome)
     return groups
 
 
@@ -162,8 +166,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     runs = groups.values()
     splits: tuple[Split, ...] = ("select", "eval")
     columns = [
-        ["regime", *(kind.regime for kind in groups)],
-        ["tokens", *(str(kind.memory_tokens) for kind in groups)],
+        ["method", *(kind.spec.label for kind in groups)],
         ["lr", *(shortest(kind.lr) for kind in groups)],
         ["runs", *(str(len(same)) for same in runs)],
         ["diverged", *(str(sum(outcome.diverged for outcome in same)) for same in runs)],

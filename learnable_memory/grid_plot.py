@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from learnable_memory import plots
-from learnable_memory.grid import PROBE, Kind, Outcome, Split, accuracies, by_kind, shortest
+from learnable_memory.grid import Kind, Outcome, Split, accuracies, by_kind, shortest
 from learnable_memory.plots import BASE_LIGHT, FAINT, INK
 
 MARKERS = "osD^vPX"  # a second way to tell rates apart, for eyes and printers without colour
@@ -58,8 +59,13 @@ class Layout:
         return self.places.index(place(kind)) + shift * self.step
 
 
+def is_masked(kind: Kind) -> bool:
+    """Whether it has a place on the axis of memory tokens: masked memory, or none."""
+    return kind.spec.combinable and kind.spec.method != "head"
+
+
 def place(kind: Kind) -> str:
-    return "probe" if kind.regime == PROBE else str(kind.memory_tokens)
+    return str(kind.spec.memory_tokens) if is_masked(kind) else kind.spec.name
 
 
 def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> Path:
@@ -68,7 +74,7 @@ def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, ti
     A line is the mean over the runs of a learning rate that differ in their seeds only, its bars the sample standard
     deviation where there are several, and beside them each run is a faint point. Diverged runs are in no mean: each
     group of them is a cross at the bottom, with their number if it is above one. The linear probe has no memory, so it
-    stands apart at the left.
+    stands apart at the left, and methods that cannot be put together at the right.
 
     Args:
         rows: of `Outcome.row()`, or the same read back from JSON. Accuracies are in [0, 1].
@@ -99,8 +105,10 @@ def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, ti
 
 
 def _layout(groups: Mapping[Kind, Sequence[Outcome]]) -> Layout:
-    counts = sorted({kind.memory_tokens for kind in groups if kind.regime != PROBE})
-    places = ["probe"] * any(kind.regime == PROBE for kind in groups) + [str(count) for count in counts]
+    counts = sorted({kind.spec.memory_tokens for kind in groups if is_masked(kind)})
+    others = dict.fromkeys(place(kind) for kind in groups if not is_masked(kind))
+    places = ["probe"] * ("probe" in others) + [str(count) for count in counts]
+    places += [name for name in others if name != "probe"]
     reached = [value for split, _ in PANELS for same in groups.values() for value in _extent(accuracies(same, split))]
     low, high = (min(reached), max(reached)) if reached else (0.0, 1.0)
     margin = max(0.005, 0.06 * (high - low))
@@ -130,8 +138,9 @@ def _set_axes(axes: Axes, layout: Layout) -> None:
     empty = max(0, 3 - len(layout.places)) / 2  # at both sides of a place or two, which would be too wide
     axes.set_xlim(-0.55 - empty, len(layout.places) - 0.45 + empty)
     axes.set_xticks(range(len(layout.places)), layout.places)
-    if layout.places[0] == "probe" and len(layout.places) > 1:
-        axes.axvline(0.5, color=BASE_LIGHT, linewidth=0.8)
+    for left, (one, next_one) in enumerate(pairwise(layout.places)):
+        if not (one.isdigit() and next_one.isdigit()):
+            axes.axvline(left + 0.5, color=BASE_LIGHT, linewidth=0.8)
     ticks = [round(tick, 6) for tick in MaxNLocator(6).tick_values(layout.floor, layout.top)]
     axes.set_yticks([tick for tick in ticks if max(0.0, layout.floor) <= tick <= min(1.0, layout.top)])
     whole = all(math.isclose(100 * tick, round(100 * tick), abs_tol=1e-3) for tick in ticks)
@@ -146,13 +155,13 @@ def _set_axes(axes: Axes, layout: Layout) -> None:
 
 
 def _draw_runs(axes: Axes, groups: Mapping[Kind, Sequence[Outcome]], layout: Layout, split: Split) -> None:
-    """For each rate a line over the memory tokens, broken where no run is left, and the probe by itself."""
+    """For each rate a line over the memory tokens, broken where no run is left, and other methods by themselves."""
     for lr in layout.rates:
         look = _look(layout, lr)
         of_rate = {kind: accuracies(same, split) for kind, same in groups.items() if kind.lr == lr}
-        probe = [kind for kind in of_rate if kind.regime == PROBE]
-        memory = sorted((kind for kind in of_rate if kind.regime != PROBE), key=lambda kind: kind.memory_tokens)
-        for joined in filter(None, (probe, memory)):
+        others = [[kind] for kind in of_rate if not is_masked(kind)]
+        memory = sorted(filter(is_masked, of_rate), key=lambda kind: kind.spec.memory_tokens)
+        for joined in filter(None, (*others, memory)):
             means = [_mean(of_rate[kind]) for kind in joined]
             axes.plot([layout.x(kind) for kind in joined], means, zorder=4, **look)
         for kind, values in of_rate.items():

@@ -21,7 +21,7 @@ TYPES = {
     "hidden_size": (int,), "num_layers": (int,), "memory_norm": (bool,), "class_token": (bool,),
     "base.id": (str, type(None)), "base.fingerprint": (str,), "extends.name": (str,), "extends.hash": (str,),
 }  # fmt: skip
-OPTIONAL = dict.fromkeys(("dataset", "metrics", "preprocessing", "training", "versions"), (dict,))
+OPTIONAL = ("dataset", "metrics", "preprocessing", "training", "versions")
 
 
 @dataclass(frozen=True)
@@ -150,21 +150,26 @@ def check_metadata(metadata: Mapping, where: str) -> None:
     values = {key: metadata[key] for key in TYPES if "." not in key}
     typed = [*values.items(), *((f"base.{key}", base[key]) for key in ("id", "fingerprint"))]
     typed += [(f"extends.{key}", parent[key]) for parent in parents for key in ("name", "hash")]
-    typed += [(key, metadata[key]) for key in OPTIONAL if key in metadata]
-    wrong = [f"{key} is {value!r}" for key, value in typed if type(value) not in {**TYPES, **OPTIONAL}[key]]
+    wrong = [f"{key} is {value!r}" for key, value in typed if type(value) not in TYPES[key]]
     if wrong:
         raise ValueError(f"{where} has a damaged header: {', '.join(wrong)}.")
     try:
         spec_of(metadata)
-        _check_known(metadata)
+        for parent in parents:
+            HeadSpec(parent["name"], num_labels=1)
+        check_known(metadata)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{where} has a damaged header: {error}") from None
 
 
-def _check_known(metadata: Mapping) -> None:
-    """What files of others could say wrongly of their own accord, and tools here rely on."""
-    for parent in metadata["extends"]:
-        HeadSpec(parent["name"], num_labels=1)
+def check_known(metadata: Mapping) -> None:
+    """Raise ValueError or KeyError for what files of others could say wrongly, and tools here rely on.
+
+    Labels, data set, metrics, preprocessing, training and versions, all of which may be left out.
+    """
+    wrong = [f"{key} is {metadata[key]!r}" for key in OPTIONAL if not isinstance(metadata.get(key, {}), dict)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}.")
     labels, classes = metadata.get("labels"), metadata["num_labels"]
     named = isinstance(labels, list) and len(labels) == classes and all(isinstance(label, str) for label in labels)
     if labels is not None and not named:

@@ -11,7 +11,7 @@ The header holds one JSON text under the key `head`. Several heads fit in one fi
 that are extended before those that extend them, and tensors called `NAME.class_token` and so on. The names are ours,
 never module paths, so that a file outlives the renamings of the libraries above it. The files of the 2023
 implementation are read as well (legacy.py), and never written. What the metadata says is in head_metadata.py. Neither
-knows a model.
+knows a model. A file with a network that cannot be put together with heads (tuned_files.py) is recognised and refused.
 """
 
 import contextlib
@@ -42,15 +42,17 @@ from learnable_memory.head_metadata import (
 )
 
 __all__ = [
-    "FORMAT_VERSION", "HEADER_KEY", "OLD_SUFFIX", "REQUIRED", "RESERVED", "SEVERAL_KEY", "SUFFIX", "HeadFile",
-    "HeadSpec", "check", "check_base", "content_hash", "describe", "expected_shapes", "file_name", "find",
-    "head_hash", "load", "load_all", "read_all_metadata", "read_metadata", "read_old", "save", "save_all", "spec_of",
+    "FORMAT_VERSION", "HEADER_KEY", "NETWORK_KEY", "OLD_SUFFIX", "REQUIRED", "RESERVED", "SEVERAL_KEY", "SUFFIX",
+    "HeadFile", "HeadSpec", "check", "check_base", "content_hash", "describe", "expected_shapes", "file_name", "find",
+    "head_hash", "load", "load_all", "opened", "parsed", "read_all_metadata", "read_metadata", "read_old", "save",
+    "save_all", "spec_of", "write",
 ]  # fmt: skip
 
 SUFFIX = "_model.safetensors"
 OLD_SUFFIX = "_model.pt"
 HEADER_KEY = "head"
 SEVERAL_KEY = "heads"
+NETWORK_KEY = "network"  # of tuned_files.py
 
 
 def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> Path:
@@ -59,7 +61,7 @@ def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata:
     Raises ValueError if tensors and metadata do not fit each other, OSError if the disk refuses.
     """
     check(tensors, metadata, str(path))
-    return _write(path, tensors, {HEADER_KEY: metadata})
+    return write(path, tensors, {HEADER_KEY: metadata})
 
 
 def save_all(path: str | os.PathLike, files: Sequence[HeadFile]) -> Path:
@@ -77,10 +79,14 @@ def save_all(path: str | os.PathLike, files: Sequence[HeadFile]) -> Path:
             raise ValueError(f"{path} cannot hold these heads: {what or f'two of them are called {name}'}.")
         check(file.tensors, file.metadata, f"{name} in {path}")
     tensors = {f"{file.metadata['name']}.{key}": tensor for file in files for key, tensor in file.tensors.items()}
-    return _write(path, tensors, {SEVERAL_KEY: [file.metadata for file in files]})
+    return write(path, tensors, {SEVERAL_KEY: [file.metadata for file in files]})
 
 
-def _write(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], header: Mapping) -> Path:
+def write(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], header: Mapping) -> Path:
+    """Write tensors and a header (key -> what becomes JSON) as one file, whole or not at all; nothing is checked.
+
+    Raises ValueError if it is called as files of 2023 are, OSError if the disk refuses.
+    """
     path = Path(path)
     if _is_old(path):
         raise ValueError(f"{path} ends as a file of the 2023 implementation: call it {path.stem}.safetensors.")
@@ -119,12 +125,12 @@ def load_all(path: str | os.PathLike) -> list[HeadFile]:
     """Read and check all heads of a file, those that are extended before those that extend them.
 
     Raises FileNotFoundError if there is none, ValueError if it is not a head file, is damaged, is of another format
-    version, or holds tensors that do not fit its metadata.
+    version, holds tensors that do not fit its metadata, or holds a network that is no head.
     """
     path = Path(path)
     if _is_old(path):
         return read_old(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         all_metadata, several = _metadata(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if not several:
@@ -146,7 +152,7 @@ def read_all_metadata(path: str | os.PathLike) -> list[dict]:
     path = Path(path)
     if _is_old(path):
         return [file.metadata for file in read_old(path)]
-    with _opened(path) as file:
+    with opened(path) as file:
         return _metadata(file, path)[0]
 
 
@@ -188,7 +194,8 @@ def _must_be_there(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
+def opened(path: Path):
+    """A safetensors file for reading. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
     _must_be_there(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -202,11 +209,10 @@ def _metadata(file, path: Path) -> tuple[list[dict], bool]:
     header = file.metadata() or {}
     several = HEADER_KEY not in header
     if several and SEVERAL_KEY not in header:
+        if NETWORK_KEY in header:
+            raise _no_head(parsed(header[NETWORK_KEY], path), path)
         raise ValueError(f"{path} is a safetensors file but not a head file: its header has no '{HEADER_KEY}' entry.")
-    try:
-        found = json.loads(header[SEVERAL_KEY if several else HEADER_KEY])
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} has a damaged header: {error}.") from None
+    found = parsed(header[SEVERAL_KEY if several else HEADER_KEY], path)
     listed = found if several else [found]
     wrong = [item for item in listed if not isinstance(item, dict)] if isinstance(listed, list) else [listed]
     if wrong or not listed:
@@ -218,6 +224,25 @@ def _metadata(file, path: Path) -> tuple[list[dict], bool]:
     if len(set(names)) < len(names):
         raise ValueError(f"{path} has a damaged header: several heads have one name.")
     return listed, several
+
+
+def parsed(text: str, path: Path):
+    """The JSON in the header of a file. Raises ValueError if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has a damaged header: {error}.") from None
+
+
+def _no_head(network: object, path: Path) -> ValueError:
+    """Why a file of tuned_files.py gives no head, in its own words: what a network is, this module does not know."""
+    try:
+        method, reason = network["spec"]["method"], network["reason"]
+    except (KeyError, TypeError):
+        return ValueError(f"{path} has a damaged header: it does not say what its network is, and why it is no head.")
+    return ValueError(
+        f"{path} holds a `{method}` model, not a head: {reason}. Evaluate it alone with vit_validation.py."
+    )
 
 
 def file_name(head: str, suffix: str = SUFFIX) -> str:

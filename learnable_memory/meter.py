@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -55,8 +56,18 @@ class Meter:
         return values
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now on, where the system allows it: on a GPU, and on a CPU under Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory(device: torch.device) -> int:
-    """Bytes: allocated by torch on a GPU, resident in this process on a CPU; the largest since the process began."""
+    """Bytes: allocated by torch on a GPU, resident in this process on a CPU; the largest since the process began, or
+    since `reset_peak_memory`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

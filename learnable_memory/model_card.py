@@ -30,7 +30,7 @@ ON_THE_HUB = {
 }
 # Of the training options those that say how the head was made; paths of the machine are not among them.
 RECIPE = (
-    "regime", "lr", "momentum", "clip", "warmup_steps", "epochs", "max_steps", "batch_size", "views", "precision",
+    "method", "lr", "momentum", "clip", "warmup_steps", "epochs", "max_steps", "batch_size", "views", "precision",
     "image_size", "seed", "data_seed",
 )  # fmt: skip
 

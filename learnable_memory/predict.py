@@ -51,32 +51,35 @@ class Prediction:
 
 def predict(
     model, images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]], *, top: int = 5, batch_size: int = 64,
-    workers: int = 0, attention: bool = False,
+    workers: int = 0, attention: bool = False, labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Prediction]:  # fmt: skip
     """Answer image by image, in order; no more than a few batches are in memory at a time.
 
     Each image is decoded once, and passes once through the model for each preprocessing.
 
     Args:
-        model: a MemoryCapableViT. It is in eval mode meanwhile, and takes images of the last preprocessing's size
-            afterwards.
+        model: a MemoryCapableViT, or a TunedModel. It is in eval mode meanwhile, and takes images of the last
+            preprocessing's size afterwards.
         images: their labels do not matter.
         passes: how pixels are made -> the heads that want them so; `"base"` is legal where the base has a classifier.
         top: how many classes of each head; all where it has fewer.
         workers: processes that decode; none start for a single batch.
-        attention: also tell where each head looks.
+        attention: also tell where each head looks; of a MemoryCapableViT only.
+        labels: head -> what its classes are called, where the model does not say it; a TunedModel never does.
 
     Raises:
         ValueError: the base is asked and has no classifier; from the iterator, an image that cannot be decoded.
     """
     if any("base" in names for names in passes.values()) and not model.has_base_classifier:
         raise ValueError("The base has no classifier, so it has no answers of its own: ask the heads alone.")
-    return _predictions(model, images, passes, top, batch_size, workers, attention)
+    given = labels or {}
+    class_names = {name: given.get(name) or labels_of(model, name) for names in passes.values() for name in names}
+    return _predictions(model, images, passes, class_names, top, batch_size, workers, attention)
 
 
 def _predictions(
-    model, images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]], top: int, batch_size: int, workers: int,
-    attention: bool,
+    model, images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]],
+    class_names: Mapping[str, Sequence[str]], top: int, batch_size: int, workers: int, attention: bool,
 ) -> Iterator[Prediction]:  # fmt: skip
     views_of = _Views([preprocessing.eval_transform() for preprocessing in passes])
     loader = make_loader(images, views_of, batch_size, workers if len(images) > batch_size else 0)
@@ -88,7 +91,7 @@ def _predictions(
             index += len(batch)
             for pixel_values, (preprocessing, names) in zip(views, passes.items(), strict=True):
                 model.set_image_size((preprocessing.height, preprocessing.width))
-                _one_pass(model, pixel_values, names, batch, top, attention)
+                _one_pass(model, pixel_values, {name: class_names[name] for name in names}, batch, top, attention)
             yield from batch
     finally:
         model.train(was_training)
@@ -106,19 +109,20 @@ class _Views:
 
 @torch.no_grad()
 def _one_pass(
-    model, pixel_values: Tensor, names: Sequence[str], batch: Sequence[Prediction], top: int, attention: bool
-) -> None:
+    model, pixel_values: Tensor, class_names: Mapping[str, Sequence[str]], batch: Sequence[Prediction], top: int,
+    attention: bool,
+) -> None:  # fmt: skip
     """Add what these heads say of pixel_values [B, 3, height, width] to the predictions of the batch."""
-    heads = [name for name in names if name != "base"]
+    heads = [name for name in class_names if name != "base"]
     on_device = pixel_values.to(next(model.parameters()).device, non_blocking=True)
-    outputs = model(on_device, heads=heads, with_base="base" in names, output_attentions=attention)
+    traced = {"output_attentions": True} if attention else {}
+    outputs = model(on_device, heads=heads, with_base="base" in class_names, **traced)
     for name, output in outputs.items():
-        labels = labels_of(model, name)
         best = output.logits.float().softmax(dim=-1).topk(min(top, output.logits.shape[1]))  # [B, top]
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         for prediction, (classes, probabilities) in zip(batch, rows, strict=True):
             prediction.answers[name] = [
-                Answer(labels[index], index, probability)
+                Answer(class_names[name][index], index, probability)
                 for index, probability in zip(classes, probabilities, strict=True)
             ]
         if attention:

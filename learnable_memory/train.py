@@ -8,15 +8,17 @@ schedule, and none sees the others, so each ends as it would have alone. The sam
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from learnable_memory.best_epoch import Best
 from learnable_memory.checkpoint import (
     Checkpoint,
     Interrupted,
@@ -25,7 +27,7 @@ from learnable_memory.checkpoint import (
     set_random_state,
     stopping_on_signals,
 )  # fmt: skip
-from learnable_memory.evaluate import Score, evaluate, is_main, is_shared
+from learnable_memory.evaluate import evaluate, is_main, is_shared
 from learnable_memory.headlog import HeadLog
 from learnable_memory.meter import Meter
 from learnable_memory.optim import HeadOptimizer, Recipe
@@ -39,44 +41,12 @@ logger = logging.getLogger(__name__)
 LOG_EVERY = 10  # steps
 
 
-@dataclass
-class Best:
-    """The best epoch of a head on the selection split so far.
+class AllDiverged(ValueError):
+    """No head is left to train; `best` says of each where it ended."""
 
-    Attributes:
-        epoch: counted from 0; -1 before the first.
-        score: on the selection split.
-        tensors: the head's state dict then.
-        diverged_at: the step, from 1, at which its loss or gradient was not finite and it was stopped; None if it went
-            through.
-    """
-
-    epoch: int = -1
-    score: Score | None = None
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    diverged_at: int | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """As plain values and tensors."""
-        score = None if self.score is None else asdict(self.score)
-        return {"epoch": self.epoch, "score": score, "tensors": self.tensors, "diverged_at": self.diverged_at}
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "Best":
-        """The reverse of `state_dict`."""
-        score = None if state["score"] is None else Score(**state["score"])
-        return cls(state["epoch"], score, state["tensors"], state["diverged_at"])
-
-    def consider(self, epoch: int, score: Score, head: nn.Module) -> bool:
-        """Keep this epoch if it is better than all before it.
-
-        On a small split many epochs have the same accuracy: then the lower loss decides, and at last the earlier one.
-        """
-        if self.score is not None and (score.top1, -score.loss) <= (self.score.top1, -self.score.loss):
-            return False
-        self.epoch, self.score = epoch, score
-        self.tensors = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
-        return True
+    def __init__(self, message: str, best: dict[str, Best]) -> None:
+        super().__init__(message)
+        self.best = best
 
 
 @dataclass
@@ -86,6 +56,7 @@ class Run:
     Attributes:
         optimizers: of the heads that are still trained: those that diverged are not among them.
         epoch, batch, step: where it is: the epoch under way, its batches so far, and steps in all, each from 0.
+        seconds: what the steps took, loading included and selection not.
     """
 
     model: Any
@@ -95,6 +66,7 @@ class Run:
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    seconds: float = 0.0
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree in with the run that resumes it."""
@@ -112,11 +84,13 @@ class Run:
             }
             for name, best in self.best.items()
         }
-        return {"epoch": self.epoch, "batch": self.batch, "step": self.step, "heads": heads, "random": random_state()}
+        place = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds}
+        return {**place, "heads": heads, "random": random_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
+        self.seconds = state["seconds"]
         for name, head in state["heads"].items():
             self.model.heads[name].load_state_dict(head["tensors"])
             self.best[name] = Best.from_state_dict(head["best"])
@@ -135,7 +109,7 @@ def train(
     """Train heads on one data set, all in the same pass, and leave each as it was after its best epoch.
 
     Args:
-        model: a MemoryCapableViT; its base stays as it is, bit for bit, and all other heads are frozen.
+        model: a MemoryCapableViT, whose base stays as it is, bit for bit, as do all other heads; or a TunedModel.
         heads: names of the heads to train.
         train_loader: batches of (pixel_values, labels), with `EpochBatches` as its batch sampler; of any other loader
             the order and the views are its own affair, and it can be resumed between epochs only.
@@ -153,8 +127,8 @@ def train(
         For each head its best epoch, score and tensors. A head whose loss or gradient is not finite is stopped where it
         is, its `diverged_at` says where, and the others go on.
 
-    Raises ValueError if there is nothing to train on, recipes differ in steps, one head extends another of them, every
-    head has diverged, or the checkpoint belongs to another run.
+    Raises ValueError if there is nothing to train on, recipes differ in steps, one head extends another of them, or the
+    checkpoint belongs to another run; AllDiverged if every head has diverged.
     """
     if isinstance(recipes, Recipe):
         recipes = dict.fromkeys(heads, recipes)
@@ -183,7 +157,7 @@ def train(
             if stop and not saver.shares:  # it came too late for the selection; several processes agree in a step
                 saver.interrupt(stop)
     logger.info("%d steps, %.0f %% of the time waiting for data", run.step, 100 * meter.waited_share)
-    return _leave_best(model, run.best)
+    return _leave_best(model, run.best, run.step, run.seconds)
 
 
 def finished_training(model, checkpoint: Checkpoint) -> dict[str, Best] | None:
@@ -194,13 +168,15 @@ def finished_training(model, checkpoint: Checkpoint) -> dict[str, Best] | None:
     state = checkpoint.load()
     if state is None or state["run"]["step"] < state["identity"]["steps"] or state["run"]["batch"]:
         return None
-    heads = state["run"]["heads"]
-    return _leave_best(model, {name: Best.from_state_dict(head["best"]) for name, head in heads.items()})
+    run = state["run"]
+    best = {name: Best.from_state_dict(head["best"]) for name, head in run["heads"].items()}
+    return _leave_best(model, best, run["step"], run["seconds"])
 
 
-def _leave_best(model, best: dict[str, Best]) -> dict[str, Best]:
+def _leave_best(model, best: dict[str, Best], steps: int, seconds: float) -> dict[str, Best]:
     """Put each head where it was after its best epoch."""
     for name, epoch in best.items():
+        epoch.steps, epoch.seconds = steps, seconds
         if epoch.tensors:
             model.heads[name].load_state_dict(epoch.tensors)
     model.eval()
@@ -218,12 +194,14 @@ def train_epoch(
     _start(loader, run.epoch, run.batch)
     batches = iter(loader)
     while run.batch < per_epoch and run.step < run.steps:
+        started = time.perf_counter()
         with meter.waiting():
             batch = next(batches, None)  # None: the last batch had no image for this process
 
         rows, stopping = train_step(run.model, run.optimizers, batch, accelerator, stop)
         run.step, run.batch = run.step + 1, run.batch + 1
         diverged = drop_diverged(run.optimizers, rows, run.best, run.step)
+        run.seconds += time.perf_counter() - started
 
         images = _images(loader, run.step) - _images(loader, run.step - 1)
         meter.count(images)
@@ -320,7 +298,7 @@ def drop_diverged(
 ) -> bool:
     """Take heads whose loss or gradient is not finite out of training, and say whether there were any.
 
-    Raises ValueError if none is left.
+    Raises AllDiverged if none is left.
     """
     before = len(optimizers)
     for name, row in rows.items():
@@ -332,7 +310,7 @@ def drop_diverged(
             best[name].diverged_at = step
             del optimizers[name]
             if not optimizers:
-                raise ValueError(what)
+                raise AllDiverged(what, dict(best))
             logger.warning("%s The other heads go on.", what)
     return len(optimizers) < before
 

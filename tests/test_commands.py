@@ -155,15 +155,15 @@ def test_max_steps_ends_training_early(trained):
 
 
 @pytest.mark.parametrize(
-    ("regime", "names"),
+    ("method", "names"),
     [
         ("memory", {"class_token", "memory", "classifier.weight", "classifier.bias"}),
         ("head+class", {"class_token", "classifier.weight", "classifier.bias"}),
         ("head", {"classifier.weight", "classifier.bias"}),
     ],
 )
-def test_regimes(tmp_path, base, brightness, regime, names, capsys):
-    train(base, tmp_path, "-d", f"folder:{brightness}", "-e", "1", "--regimes", regime)
+def test_methods_of_heads(tmp_path, base, brightness, method, names, capsys):
+    train(base, tmp_path, "-d", f"folder:{brightness}", "-e", "1", "--method", method)
     assert heads.load(tmp_path / "brightness_model.safetensors").tensors.keys() == names
     validate(tmp_path, "-m", "brightness")
     assert rows_of(capsys.readouterr().out)["brightness"]["against the file"] == "+0.00"

@@ -11,6 +11,7 @@ import pytest
 from learnable_memory import commands
 from learnable_memory.commands import run_command
 from learnable_memory.config import TrainOptions, ValidationOptions, build_parser, default_workers, head_name, to_dict
+from learnable_memory.method_spec import METHODS
 from learnable_memory.options import Options, add_arguments, at_least, from_arguments, option, parse
 
 
@@ -45,9 +46,16 @@ def test_training_defaults_are_those_of_the_design():
         "image_size": None,
         "name": "Digits",
         "number_of_memory_tokens": [1],
-        "regimes": ["memory"],
+        "method": ["memory"],
+        "masking": ["masked"],
         "extends": None,
         "memory_norm": True,
+        "memory_update": "none",
+        "train_class_token": True,
+        "rank": 8,
+        "prompt_dropout": 0.0,
+        "gradient_checkpointing": False,
+        "attn_implementation": None,
         "epochs": 20,
         "batch_size": 64,
         "lr": [0.03],
@@ -94,40 +102,44 @@ def test_switches():
 @pytest.mark.parametrize(
     ("argv", "tokens"),
     [
-        (["--regimes", "memory"], (1,)),
-        (["--regimes", "head+class"], (0,)),
-        (["--regimes", "head"], (0,)),
-        (["--regimes", "head", "head+class"], (0,)),
-        (["--regimes", "head", "memory"], (1,)),
-        (["--regimes", "head", "-m", "0"], (0,)),
-        (["--regimes", "head", "memory", "-m", "5"], (5,)),
+        (["--method", "memory"], (1,)),
+        (["--method", "head+class"], (0,)),
+        (["--method", "head"], (0,)),
+        (["--method", "head", "head+class"], (0,)),
+        (["--method", "head", "memory"], (1,)),
+        (["--method", "head", "-m", "0"], (0,)),
+        (["--method", "head", "memory", "-m", "5"], (5,)),
         (["-m", "0"], (0,)),
         (["-m", "20", "0", "5"], (20, 0, 5)),
     ],
 )
-def test_the_regimes_decide_how_many_memory_tokens_there_are(argv, tokens):
+def test_the_methods_decide_how_many_memory_tokens_there_are(argv, tokens):
     assert train(*argv).number_of_memory_tokens == tokens
 
 
 @pytest.mark.parametrize(
-    ("regimes", "tokens", "said"),
+    ("method", "tokens", "said"),
     [
-        ("head", 5, "is 5, but --regimes head has no memory"),
-        ("head+class", (0, 1), "is 0 1, but --regimes head+class has no memory"),
-        (("head", "head+class"), 1, "is 1, but --regimes head head+class has no memory"),
+        ("head", 5, "is 5, but --method head has no memory"),
+        ("head+class", (0, 1), "is 0 1, but --method head+class has no memory"),
+        (("head", "head+class"), 1, "is 1, but --method head head+class has no memory"),
     ],
 )
-def test_regimes_without_memory_refuse_memory_tokens(regimes, tokens, said):
+def test_methods_without_memory_refuse_memory_tokens(method, tokens, said):
     with pytest.raises(ValueError, match=f"^--number_of_memory_tokens {re.escape(said)}: leave one of the two out"):
-        TrainOptions(dataset="Digits", regimes=regimes, number_of_memory_tokens=tokens)
+        TrainOptions(dataset="Digits", method=method, number_of_memory_tokens=tokens)
+
+
+def test_the_older_spelling_of_method_is_understood():
+    assert train("--regimes", "head", "memory") == train("--method", "head", "memory")
 
 
 def test_several_values_are_a_grid():
-    given = train("-m", "0", "5", "--lr", "0.01", "3e-2", "--seeds", "2", "0", "--regimes", "head", "memory")
+    given = train("-m", "0", "5", "--lr", "0.01", "3e-2", "--seeds", "2", "0", "--method", "head", "memory")
     assert given.number_of_memory_tokens == (0, 5)
     assert given.lr == (0.01, 0.03)
     assert given.seeds == (2, 0)
-    assert given.regimes == ("head", "memory")
+    assert given.method == ("head", "memory")
 
 
 def test_seed_stands_for_seeds_and_leaves_the_data_seeds_open():
@@ -142,7 +154,7 @@ def test_seed_stands_for_seeds_and_leaves_the_data_seeds_open():
     [
         ({"number_of_memory_tokens": (1, 5, 1)}, "--number_of_memory_tokens is 1 5 1: name each value once."),
         ({"number_of_memory_tokens": (0, 0)}, "--number_of_memory_tokens is 0 0: name each value once."),
-        ({"regimes": ("head", "memory", "head")}, "--regimes is head memory head: name each value once."),
+        ({"method": ("head", "memory", "head")}, "--method is head memory head: name each value once."),
         ({"lr": (1, 1.0)}, "--lr is 1.0 1.0: name each value once."),
         ({"seeds": (0, 0)}, "--seeds is 0 0: name each value once."),
         ({"data_seeds": (2, 1, 2)}, "--data_seeds is 2 1 2: name each value once."),
@@ -211,8 +223,8 @@ def test_values_that_only_look_alike_are_not_repeated():
         ({"lr": (0.1, 0.0)}, "--lr is 0.0, but it has to be a finite number above 0."),
         ({"lr": ()}, "--lr is empty, but it needs at least one value."),
         ({"seeds": []}, "--seeds is empty, but it needs at least one value."),
-        ({"regimes": "full"}, "--regimes is 'full', but it has to be one of memory, head+class, head."),
-        ({"regimes": ("head", "full")}, "--regimes is 'full', but it has to be one of memory, head+class, head."),
+        ({"method": "all"}, f"--method is 'all', but it has to be one of {', '.join(METHODS)}."),
+        ({"method": ("head", "all")}, f"--method is 'all', but it has to be one of {', '.join(METHODS)}."),
         ({"dataset": ""}, "--dataset is '', but it has to be a name or path without spaces around it."),
         ({"base_model": " x"}, "--base_model is ' x', but it has to be a name or path without spaces around it."),
         (
@@ -246,7 +258,7 @@ def test_bad_values_are_refused_with_what_is_legal(wrong, message):
         ({"lr": {0.1}}, "--lr is {0.1} of type set, but it has to be of type float."),
         ({"seeds": True}, "--seeds is True of type bool, but it has to be of type int."),
         ({"seeds": 0.5}, "--seeds is 0.5 of type float, but it has to be of type int."),
-        ({"regimes": 1}, "--regimes is 1 of type int, but it has to be of type str."),
+        ({"method": 1}, "--method is 1 of type int, but it has to be of type str."),
         ({"memory_norm": 1}, "--memory_norm is 1 of type int, but it has to be of type bool."),
     ],
 )
@@ -307,6 +319,7 @@ def test_validation_defaults_are_those_of_the_design():
         "workers": default_workers(),
         "device": "auto",
         "precision": None,
+        "attn_implementation": None,
         "compile": False,
     }
 
@@ -357,7 +370,7 @@ def test_wrong_types_in_lists_are_refused():
 
 
 def test_one_value_is_a_list_of_one():
-    meant = {"number_of_memory_tokens": 5, "regimes": "memory", "lr": 1, "seeds": 0, "data_seeds": 3}
+    meant = {"number_of_memory_tokens": 5, "method": "memory", "lr": 1, "seeds": 0, "data_seeds": 3}
     options = TrainOptions(dataset="Digits", **meant)
     assert options == TrainOptions(dataset="Digits", **{name: [value] for name, value in meant.items()})
     assert options.lr == (1.0,) and isinstance(options.lr[0], float)
@@ -377,11 +390,11 @@ def test_a_word_is_one_value_not_its_letters():
     "options",
     [
         TrainOptions(dataset="folder:/data/cats", number_of_memory_tokens=5, max_steps=3, output="runs/x", lr=1),
-        TrainOptions(dataset="Digits", regimes="head"),
+        TrainOptions(dataset="Digits", method="head"),
         TrainOptions(
             dataset="Digits",
             number_of_memory_tokens=(0, 20),
-            regimes=("head", "memory"),
+            method=("head", "memory"),
             lr=(0.1, 0.1000001, 1e-05),
             seeds=(1, 0),
             data_seeds=(4, 5),
@@ -401,11 +414,11 @@ def test_json_gives_the_options_back(options):
     [
         ([], "the following arguments are required: -d/--dataset"),
         (["-d", "Digits", "-e", "many"], "argument -e/--epochs: invalid int value: 'many'"),
-        (["-d", "Digits", "--regimes", "head", "full"], "argument --regimes: invalid choice: 'full'"),
-        (["-d", "Digits", "--regime", "head"], "unrecognized arguments: --regime head"),
+        (["-d", "Digits", "--method", "head", "all"], "argument --method/--regimes: invalid choice: 'all'"),
+        (["-d", "Digits", "--methods", "head"], "unrecognized arguments: --methods head"),
         (["-d", "Digits", "--seeds"], "argument --seeds: expected at least one argument"),
         (["-d", "Digits", "--lr", "0.1", "1e-1"], "--lr is 0.1 0.1: name each value once."),
-        (["-d", "Digits", "--regimes", "head", "-m", "5"], "leave one of the two out"),
+        (["-d", "Digits", "--method", "head", "-m", "5"], "leave one of the two out"),
         (["-d", "Digits", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["-d", "Digits", "-m", "-1"], "--number_of_memory_tokens is -1, but it has to be 0 or more."),
         (["-d", "folder:"], "give --name."),
@@ -455,7 +468,7 @@ def test_help_shows_defaults_of_several_values_as_they_are_typed():
     assert "--rest X [X ...] the others (default: none)" in text
     of_training = " ".join(build_parser(TrainOptions, "").format_help().split())
     assert "highest learning rate of SGD (default: 0.03)" in of_training
-    assert "a linear probe (default: memory)" in of_training
+    assert "low-rank updates of queries and values; vpt-shallow, vpt-deep: prompts (default: memory)" in of_training
 
 
 def test_flags_can_be_added_to_a_parser_that_has_others():

@@ -268,7 +268,7 @@ def test_a_linear_probe_is_no_parent(models, base, wrong):  # noqa: F811
 
 def test_a_linear_probe_extends_nothing(models, colours, capsys):  # noqa: F811
     with pytest.raises(SystemExit, match="2"):  # seen while the command line is read
-        vit_train.main([*QUICK, "--output", str(models), *flags_of(colours, "--extends", "A", "--regimes", "head")])
+        vit_train.main([*QUICK, "--output", str(models), *flags_of(colours, "--extends", "A", "--method", "head")])
     assert "--extends needs class tokens, which linear probes do not have" in capsys.readouterr().err
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from learnable_memory.config import TrainOptions
 from learnable_memory.grid import Cell, Kind, Outcome, accuracies, best, by_kind, cells, shortest, table
 from learnable_memory.heads import HeadSpec
+from learnable_memory.method_spec import MethodSpec
 from learnable_memory.runlog import jsonable
 
 RATES = st.floats(min_value=sys.float_info.min, max_value=1e300)
@@ -38,8 +39,8 @@ def outcome(
     data_seed: int = 0,
 ) -> Outcome:
     """An outcome with these accuracies; `tokens=None` is a linear probe, 0 is head+class."""
-    regime = "head" if tokens is None else "memory" if tokens else "head+class"
-    cell = Cell(regime, tokens or 0, lr, seed)
+    method = "head" if tokens is None else "memory" if tokens else "head+class"
+    cell = Cell(MethodSpec(method, tokens or 0), lr, seed)
     return Outcome(
         cell,
         head=f"Digits_{cell.name}",
@@ -56,16 +57,16 @@ def outcome(
 
 
 def test_cells_are_all_combinations_in_the_order_of_the_options():
-    grid = cells(options(number_of_memory_tokens=(5, 1), regimes=("memory", "head"), lr=(0.3, 0.1), seeds=(1, 0)))
+    grid = cells(options(number_of_memory_tokens=(5, 1), method=("memory", "head"), lr=(0.3, 0.1), seeds=(1, 0)))
     kinds = [("memory", 5), ("memory", 1), ("head", 0)]
-    assert grid == [Cell(*kind, lr, seed) for kind in kinds for lr in (0.3, 0.1) for seed in (1, 0)]
+    assert grid == [Cell(MethodSpec(*kind), lr, seed) for kind in kinds for lr in (0.3, 0.1) for seed in (1, 0)]
 
 
 def test_the_papers_grid_is_as_large_as_it_should_be():
     grid = cells(
         options(
             number_of_memory_tokens=(0, 1, 5, 10, 20),
-            regimes=("head", "head+class", "memory"),
+            method=("head", "head+class", "memory"),
             lr=(0.01, 0.03, 0.1, 0.3),
             seeds=(0, 1, 2),
         )
@@ -75,7 +76,7 @@ def test_the_papers_grid_is_as_large_as_it_should_be():
 
 
 @pytest.mark.parametrize(
-    ("regimes", "tokens", "kinds"),
+    ("methods", "tokens", "kinds"),
     [
         (("head", "head+class", "memory"), (0, 1), [("head", 0), ("head+class", 0), ("memory", 1)]),
         (("memory", "head+class"), (1, 0, 5), [("memory", 1), ("head+class", 0), ("memory", 5)]),
@@ -84,27 +85,27 @@ def test_the_papers_grid_is_as_large_as_it_should_be():
         (("memory", "head"), (1, 5), [("memory", 1), ("memory", 5), ("head", 0)]),
     ],
 )
-def test_a_head_without_memory_comes_once_however_it_was_asked_for(regimes, tokens, kinds):
-    grid = cells(options(regimes=regimes, number_of_memory_tokens=tokens))
-    assert [(cell.regime, cell.memory_tokens) for cell in grid] == kinds
+def test_a_head_without_memory_comes_once_however_it_was_asked_for(methods, tokens, kinds):
+    grid = cells(options(method=methods, number_of_memory_tokens=tokens))
+    assert [(cell.spec.method, cell.spec.memory_tokens) for cell in grid] == kinds
 
 
 def test_options_of_one_head_are_a_grid_of_one():
-    assert cells(options(seed=7)) == [Cell("memory", 1, 0.03, 7)]
+    assert cells(options(seed=7)) == [Cell(MethodSpec("memory", 1), 0.03, 7)]
 
 
 @pytest.mark.parametrize(
     ("cell", "name"),
     [
-        (Cell("memory", 5, 0.03, 0), "m5_lr0p03_s0"),
-        (Cell("head+class", 0, 0.1, 1), "m0_lr0p1_s1"),
-        (Cell("head", 0, 0.1, 2), "probe_lr0p1_s2"),
-        (Cell("memory", 20, 1.0, 0), "m20_lr1_s0"),
-        (Cell("memory", 20, 10.0, 0), "m20_lr10_s0"),
-        (Cell("memory", 1, 0.1000001, 0), "m1_lr0p1000001_s0"),
-        (Cell("memory", 1, 1e-05, 0), "m1_lr1e-05_s0"),
-        (Cell("memory", 1, 1e05, 0), "m1_lr100000_s0"),
-        (Cell("memory", 1, 1e22, 0), "m1_lr1e+22_s0"),
+        (Cell(MethodSpec("memory", 5), 0.03, 0), "m5_lr0p03_s0"),
+        (Cell(MethodSpec("head+class", 0), 0.1, 1), "m0_lr0p1_s1"),
+        (Cell(MethodSpec("head", 0), 0.1, 2), "probe_lr0p1_s2"),
+        (Cell(MethodSpec("memory", 20), 1.0, 0), "m20_lr1_s0"),
+        (Cell(MethodSpec("memory", 20), 10.0, 0), "m20_lr10_s0"),
+        (Cell(MethodSpec("memory", 1), 0.1000001, 0), "m1_lr0p1000001_s0"),
+        (Cell(MethodSpec("memory", 1), 1e-05, 0), "m1_lr1e-05_s0"),
+        (Cell(MethodSpec("memory", 1), 1e05, 0), "m1_lr100000_s0"),
+        (Cell(MethodSpec("memory", 1), 1e22, 0), "m1_lr1e+22_s0"),
     ],
 )
 def test_names_are_short_and_say_what_differs(cell, name):
@@ -115,7 +116,7 @@ def test_names_are_short_and_say_what_differs(cell, name):
 def test_every_rate_has_a_legal_name_of_its_own(first, second):
     # The next number after the first is as close as two rates can be.
     rates = tuple({first, second, math.nextafter(first, math.inf)})
-    names = [cell.name for cell in cells(options(number_of_memory_tokens=(0, 1), regimes=("head", "memory"), lr=rates))]
+    names = [cell.name for cell in cells(options(number_of_memory_tokens=(0, 1), method=("head", "memory"), lr=rates))]
     assert len(set(names)) == len(names) == 3 * len(rates)
     for name in names:
         assert HeadSpec(f"Digits_{name}", num_labels=2).name == f"Digits_{name}"
@@ -152,8 +153,14 @@ def test_an_outcome_survives_json(result):
 def test_a_row_has_the_cells_values_beside_the_others():
     row = outcome(0.5, 0.4, tokens=20, lr=0.3, seed=2, data_seed=1).row()
     assert row == {
-        "regime": "memory",
+        "method": "memory",
         "memory_tokens": 20,
+        "masking": "masked",
+        "memory_update": "none",
+        "memory_norm": True,
+        "train_class_token": True,
+        "rank": 0,
+        "prompt_dropout": 0.0,
         "lr": 0.3,
         "seed": 2,
         "head": "Digits_m20_lr0p3_s2",
@@ -163,6 +170,12 @@ def test_a_row_has_the_cells_values_beside_the_others():
         "diverged_at": None,
         "select": score(0.5),
         "eval": score(0.4),
+        "eval_right": None,
+        "steps": None,
+        "train_seconds": None,
+        "eval_seconds": None,
+        "heads_in_pass": 1,
+        "peak_memory_bytes": None,
     }
 
 
@@ -215,8 +228,8 @@ def test_nothing_is_best_where_all_have_diverged():
 def test_runs_that_differ_in_seeds_only_are_of_one_kind():
     first, other, second = outcome(0.1, seed=0), outcome(0.2, lr=0.3), outcome(0.3, seed=1, data_seed=1)
     assert by_kind([first, other, second]) == {
-        Kind("memory", 5, 0.1): [first, second],
-        Kind("memory", 5, 0.3): [other],
+        Kind(MethodSpec("memory", 5), 0.1): [first, second],
+        Kind(MethodSpec("memory", 5), 0.3): [other],
     }
 
 
@@ -241,11 +254,11 @@ def test_the_table_has_means_deviations_and_divergences_in_the_order_of_the_opti
         table(outcomes)
         == dedent(
             """
-            regime      tokens     lr  runs  diverged  select top-1 % ± sd  eval top-1 % ± sd
-            head             0    0.1     1         0        25.00               12.50
-            memory          20    0.3     4         1        60.00 ± 10.00       82.00 ± 1.41
-            memory          20  1e-05     1         1            -                   -
-            head+class       0      1     1         0         4.00                5.00
+            method               lr  runs  diverged  select top-1 % ± sd  eval top-1 % ± sd
+            head                0.1     1         0        25.00               12.50
+            memory, 20 cells    0.3     4         1        60.00 ± 10.00       82.00 ± 1.41
+            memory, 20 cells  1e-05     1         1            -                   -
+            head+class            1     1         0         4.00                5.00
             """
         ).strip()
     )
@@ -257,9 +270,9 @@ def test_a_table_of_single_runs_has_no_deviations():
         text
         == dedent(
             """
-            regime  tokens   lr  runs  diverged  select top-1 %  eval top-1 %
-            memory       5  0.1     1         0           50.00         40.00
-            memory       5  0.3     1         0          100.00             -
+            method            lr  runs  diverged  select top-1 %  eval top-1 %
+            memory, 5 cells  0.1     1         0           50.00         40.00
+            memory, 5 cells  0.3     1         0          100.00             -
             """
         ).strip()
     )

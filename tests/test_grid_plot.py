@@ -197,6 +197,6 @@ def test_nothing_reaches_out_of_the_picture_or_over_the_panels(tmp_path, drawn, 
 def test_no_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="There are no rows, so there is nothing to draw"):
         grid_accuracy([], tmp_path / "grid.png")
-    with pytest.raises(ValueError, match="A row has no 'regime'"):
+    with pytest.raises(ValueError, match="A row has no 'method'"):
         grid_accuracy([{"step": 1}], tmp_path / "grid.png")
     assert not (tmp_path / "grid.png").exists()

@@ -22,6 +22,7 @@ from learnable_memory.data import DataSet, ImageSet
 from learnable_memory.grid import Cell, Outcome
 from learnable_memory.heads import HeadSpec, content_hash
 from learnable_memory.images import ArrayImages
+from learnable_memory.method_spec import MethodSpec
 from learnable_memory.transforms import Preprocessing
 from tiny import add_random_head, images, tiny_model
 from vit import MemoryCapableViT
@@ -134,7 +135,7 @@ def test_a_cifar100_head_with_one_cell_on_vit_b_is_small(path):
     labels = CIFAR100_LABELS.split()
     data = DataSet("CIFAR100", labels, *splits, "crop_flip", "parquet: cifar100", 0, 0)
     score = {"images": 10000, "top1": 0.9123, "top5": 0.98765, "loss": 0.3123456789, "images_per_second": 123.456789}
-    outcome = Outcome(Cell("memory", 1, 0.03, 0), "CIFAR100", 0, 86_116, 17, None, score, score)
+    outcome = Outcome(Cell(MethodSpec("memory", 1), 0.03, 0), "CIFAR100", 0, 86_116, 17, None, score, score)
     spec = HeadSpec(
         "CIFAR100", 100, metadata=head_metadata(data, PREPROCESSING, TrainOptions(dataset="CIFAR100"), outcome)
     )

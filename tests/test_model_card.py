@@ -45,7 +45,7 @@ def trained_head(name: str = "CIFAR100", **changes: object) -> dict:
             "select": {"images": 5_000, "top1": 0.91, "top5": 0.99, "loss": 0.3, "images_per_second": 100.0},
             "eval": {"images": 10_000, "top1": 0.9034, "top5": 0.988, "loss": 0.35, "images_per_second": 100.0},
         },
-        "training": {"regime": "memory", "lr": 0.03, "epochs": 20, "base_model": "/home/alice/vit", "max_steps": None},
+        "training": {"method": "memory", "lr": 0.03, "epochs": 20, "base_model": "/home/alice/vit", "max_steps": None},
         "versions": {"python": "3.11", "torch": "2.9"},
     }
     return bare_head(name, **{**known, **changes})
@@ -221,7 +221,7 @@ def test_the_table_of_a_trained_head():
         "images of eval": "10,000 (hash 33cc)",
         "accuracy on select": "top-1 91.00%, top-5 99.00%, 5,000 images",
         "accuracy on eval": "top-1 90.34%, top-5 98.80%, 10,000 images",
-        "training": "regime memory, lr 0.03, epochs 20",
+        "training": "method memory, lr 0.03, epochs 20",
         "versions": "python 3.11, torch 2.9",
     }
 

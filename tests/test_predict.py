@@ -285,8 +285,8 @@ def test_all_heads_of_a_merged_file_answer(models, photos, capsys):
 
 def test_precision_is_that_of_the_heads_training(models, photos, tmp_path, monkeypatch):
     loaded = []
-    load = command.load_chosen
-    monkeypatch.setattr(command, "load_chosen", lambda *given: loaded.append(load(*given)[0]) or load(*given))
+    load = command.load_model
+    monkeypatch.setattr(command, "load_model", lambda *given: loaded.append(load(*given)[0]) or load(*given))
     file = heads.load(models / "old_model.safetensors")
     heads.save(
         tmp_path / "old_model.safetensors", file.tensors, {**file.metadata, "training": {"precision": "bfloat16"}}

@@ -19,13 +19,17 @@ STANDARD_LIBRARY_ONLY = [
     "config.py",
     "files.py",
     "headlog.py",
+    "method_spec.py",
     "options.py",
+    "run_options.py",
     "runlog.py",
     "text_table.py",
+    "train_options.py",
     "wording.py",
     "commands/__init__.py",
 ]
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}  # where the name to install is not the name to import
+# Where the name to install is not the name to import.
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 
 
 def name_of(path: Path) -> str:
@@ -144,7 +148,7 @@ except SystemExit as ended:
 @pytest.mark.parametrize(
     ("command", "listed"),
     [
-        (["vit_train.py", "--help"], ["--dataset", "--number_of_memory_tokens", "--max_steps"]),
+        (["vit_train.py", "--help"], ["--dataset", "--method", "--number_of_memory_tokens", "--max_steps"]),
         (["vit_validation.py", "--help"], ["--models-list", "--models_list", "--output"]),
         (["vit_predict.py", "--help"], ["IMAGE", "--heads", "--attention"]),
         (["learnable_memory", "--help"], ["demo", "figures"]),
@@ -154,6 +158,8 @@ except SystemExit as ended:
         (["learnable_memory", "bases", "--help"], ["MODEL", "--image_size"]),
         (["learnable_memory", "heads", "--help"], ["show", "merge", "split", "convert", "push", "fetch"]),
         (["learnable_memory", "heads", "merge", "--help"], ["FILE", "--output", "--overwrite"]),
+        (["learnable_memory", "experiments", "--help"], ["run", "report", "cost"]),
+        (["learnable_memory", "experiments", "run", "--help"], ["CARD", "--only", "--smoke"]),
         (["learnable_memory", "export", "--help"], ["--heads", "--format", "--tolerance"]),
     ],
     ids=" ".join,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from learnable_memory import heads
+from learnable_memory import heads, tuned_files
 from learnable_memory.commands.model import load_base
 from learnable_memory.config import RunOptions
 from learnable_memory.heads import HeadFile
@@ -44,6 +44,20 @@ class ChosenHeads:
     def metadata(self, name: str) -> dict:
         """What the file of a head says of it."""
         return self.files[name].metadata
+
+    def learned(self, name: str) -> dict:
+        """What of it a table of results names: its memory tokens in each layer."""
+        return {"memory_tokens": self.metadata(name)["memory_tokens"]}
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """None but those that the model knows, for the heads bring them along."""
+        return {}
+
+    @property
+    def extended(self) -> set[str]:
+        """The heads that another one of all these is built on."""
+        return {parent["name"] for file in self.files.values() for parent in file.metadata["extends"]}
 
     def record(self) -> list[dict[str, str]]:
         """What a head that extends those asked for says of them: name and hash of each."""
@@ -148,6 +162,9 @@ def _find_parent(parent: dict[str, str], child: str, folders: Sequence[Path], ow
     wanted = [heads.file_name(name, suffix) for suffix in (heads.SUFFIX, heads.OLD_SUFFIX)]
     for path in dict.fromkeys([*(folder / file_name for folder in folders for file_name in wanted), own]):
         if not path.is_file():
+            continue
+        if tuned_files.is_tuned(path):  # of the same name, and no head at all
+            others.append(path)
             continue
         for file in heads.load_all(path):
             if file.metadata["name"] == name:

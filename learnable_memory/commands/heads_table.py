@@ -1,14 +1,19 @@
-"""`python -m learnable_memory heads show`: what head files are, and whether they can be put together."""
+"""`python -m learnable_memory heads show`: what head files are, and whether they can be put together.
+
+Networks that cannot be put together with heads lie in the same folders: they are rows too.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from learnable_memory import heads
+from learnable_memory import heads, tuned_files
 from learnable_memory.commands.heads import ShowOptions
 from learnable_memory.heads import HeadFile
+from learnable_memory.method_spec import MethodSpec
 from learnable_memory.together import hash_of, reasons_against
 from learnable_memory.transforms import Preprocessing
+from learnable_memory.tuned_files import TunedFile
 from learnable_memory.wording import printable
 
 TITLES = ("file", "head", "base", "cells", "classes", "extends", "data", "split", "top-1", "pixels", "kB")
@@ -27,8 +32,8 @@ def show(options: ShowOptions) -> int:
     rows: list[dict] = []
     for path in found(options.files, options.models_folder):
         try:
-            here = heads.load_all(path)
-            new = [row_of(path, file) for file in here]
+            here = [] if tuned_files.is_tuned(path) else heads.load_all(path)
+            new = [row_of(path, file) for file in here] or [network_row(path, tuned_files.load(path))]
             described(new)  # here, since what cannot be shown is the fault of this file
         except (ValueError, OSError) as error:
             new, here = [unreadable(path, str(error))], []
@@ -39,12 +44,13 @@ def show(options: ShowOptions) -> int:
         files += here
     damaged = [row["file"] for row in rows if "error" in row]
     files = without_copies(files)
-    reasons = [f"{file} cannot be read" for file in damaged] + reasons_against(files)
+    networks = [f"{row['head']} is a `{row['spec']['method']}` model: {row['reason']}" for row in rows if "spec" in row]
+    reasons = [f"{file} cannot be read" for file in damaged] + networks + reasons_against(files)
     together = {"possible": not reasons, "reasons": reasons, "passes": passes(files)}
     if options.json:
         print(json.dumps({"heads": rows, "together": together}, indent=2))
     else:
-        print("\n".join(map(printable, [*described(rows), *verdict(together)])))
+        print("\n".join(map(printable, [*described(rows), *verdict(together, alone=len(rows) == 1)])))
     return 1 if damaged else 0
 
 
@@ -71,7 +77,8 @@ def _may_hold_heads(path: Path) -> bool:
     if path.name.endswith((heads.SUFFIX, heads.OLD_SUFFIX)):
         return True
     try:
-        return path.suffix == ".safetensors" and bool(heads.read_all_metadata(path))
+        is_one = path.suffix == ".safetensors"
+        return is_one and (tuned_files.is_tuned(path) or bool(heads.read_all_metadata(path)))
     except (ValueError, OSError):
         return False
 
@@ -79,19 +86,30 @@ def _may_hold_heads(path: Path) -> bool:
 def row_of(path: Path, file: HeadFile) -> dict:
     """A head as JSON has it and the table shows it; None for what its file does not say."""
     metadata = file.metadata
+    return _common(path, metadata) | {
+        "hash": hash_of(file),
+        "memory_tokens": metadata["memory_tokens"],
+        "memory_norm": metadata["memory_norm"],
+        "class_token": metadata["class_token"],
+        "extends": [parent["name"] for parent in metadata["extends"]],
+    }
+
+
+def network_row(path: Path, file: TunedFile) -> dict:
+    """The same for a network that cannot be put together with heads, and why it cannot."""
+    return _common(path, file.metadata) | {what: file.metadata[what] for what in ("kind", "spec", "reason")}
+
+
+def _common(path: Path, metadata: Mapping) -> dict:
+    """What a row says of heads and networks alike."""
     score = (metadata.get("metrics") or {}).get("eval") or {}
     settings = Preprocessing.of_head(metadata)
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
         "head": metadata["name"],
-        "hash": hash_of(file),
         "base": metadata["base"],
-        "memory_tokens": metadata["memory_tokens"],
-        "memory_norm": metadata["memory_norm"],
-        "class_token": metadata["class_token"],
         "classes": metadata["num_labels"],
-        "extends": [parent["name"] for parent in metadata["extends"]],
         "data": (metadata.get("dataset") or {}).get("name"),
         "split": split_of(metadata),
         "top1": score.get("top1"),
@@ -160,14 +178,21 @@ def _cells(row: Mapping) -> dict[str, str]:
     return known | {
         "head": row["head"],
         "base": row["base"]["fingerprint"][:SHORT],
-        "cells": str(row["memory_tokens"]) if row["class_token"] else "probe",
+        "cells": _learned(row),
         "classes": f"{row['classes']:,}",
-        "extends": ", ".join(row["extends"]),
+        "extends": ", ".join(row.get("extends", ())),
         "data": row["data"] or UNKNOWN,
         "split": row["split"] or UNKNOWN,
         "top-1": UNKNOWN if row["top1"] is None else f"{100 * row['top1']:.2f}",
         "pixels": (settings["name"] or settings["size"]) if settings else UNKNOWN,
     }
+
+
+def _learned(row: Mapping) -> str:
+    """What the column of cells says: their number, or what is learned instead."""
+    if "spec" in row:
+        return MethodSpec(**row["spec"]).name
+    return str(row["memory_tokens"]) if row["class_token"] else "probe"
 
 
 def _fitted(title: str, text: str, width: int) -> str:
@@ -188,10 +213,15 @@ def notes(rows: Sequence[Mapping]) -> list[str]:
     return [*lines, *(f"unreadable: {row['error']}" for row in rows if "error" in row)]
 
 
-def verdict(together: Mapping) -> list[str]:
-    """Whether the heads can be put together, and in how many passes they answer an image, in lines."""
+def verdict(together: Mapping, alone: bool) -> list[str]:
+    """Whether the heads can be put together, and in how many passes they answer an image, in lines.
+
+    Args:
+        alone: whether nothing else was looked at, so that "they" is one.
+    """
     if not together["possible"]:
-        return ["They cannot be put together:", *(f"  {reason}" for reason in together["reasons"])]
+        subject = "It cannot be put together with others:" if alone else "They cannot be put together:"
+        return [subject, *(f"  {reason}" for reason in together["reasons"])]
     passes = together["passes"]
     if sum(len(each["heads"]) for each in passes) == 1:
         return []  # nothing to put it together with

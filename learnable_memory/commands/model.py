@@ -79,6 +79,15 @@ def check_with_base(model: MemoryCapableViT) -> None:
         raise ValueError(f"{model.base_id} has no classifier, so it has no answers of its own: leave --with_base.")
 
 
+def choose_attention(model: MemoryCapableViT, implementation: str) -> None:
+    """Let the base's attention be computed so. Raises ValueError if this machine cannot."""
+    try:
+        model.set_attn_implementation(implementation)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"--attn_implementation {implementation} does not work here: {reason}") from None
+
+
 def load_base(
     base: str,
     options: RunOptions,
@@ -91,6 +100,8 @@ def load_base(
     model, preprocessing = open_base(base, options.base_cache, not options.no_download, image_size, sized, own_pixels)
     # A copy in bfloat16 instead of autocast, which would convert the frozen weights again in every step.
     model.to(device or resolve_device(options.device), getattr(torch, options.precision or "float32"))
+    if options.attn_implementation:
+        choose_attention(model, options.attn_implementation)
     if options.compile:
         model.compile()
     return model, preprocessing

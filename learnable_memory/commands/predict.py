@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from learnable_memory.attention import check_rows
 from learnable_memory.broken import find_broken
-from learnable_memory.commands.chosen_heads import choose_heads, load_chosen
+from learnable_memory.commands.chosen_heads import ChosenHeads
 from learnable_memory.commands.model import check_with_base, start_logging
+from learnable_memory.commands.tuned import ChosenNetwork, choose, load_model
 from learnable_memory.config import PredictOptions
 from learnable_memory.image_paths import named_images
 from learnable_memory.images import ImageSet
+from learnable_memory.methods import TunedModel
 from learnable_memory.predict import Prediction, predict
 from learnable_memory.text_table import side_by_side
 from learnable_memory.transforms import Preprocessing
@@ -34,14 +36,17 @@ def run(options: PredictOptions) -> int:
     images = named_images(options.images)
     if options.attention:
         _check_picture(options.attention, len(images))
-    model, passes, names = open_heads(options)
+    chosen = choose(options.heads, options.models_folder)
+    if isinstance(chosen, ChosenNetwork):
+        _check_alone(chosen, options)
+    model, passes, names = open_heads(chosen, options)
     if options.attention:
         check_rows(len(images), len(names))
     if options.on_bad_image == "skip":
         images = without_broken(images, options.workers)
     answered = predict(
         model, images, passes, top=options.top, batch_size=options.batch_size, workers=options.workers,
-        attention=options.attention is not None,
+        attention=options.attention is not None, labels=chosen.labels,
     )  # fmt: skip
     kept = []
     # A bar would run into results on the same terminal; `None` leaves it out where stderr is no terminal.
@@ -65,14 +70,24 @@ def _check_picture(path: Path, images: int) -> None:
         raise ValueError(f"--attention draws at most {MOST_PICTURES} images, but these are {images:,}: name fewer.")
 
 
-def open_heads(options: PredictOptions) -> tuple[MemoryCapableViT, dict[Preprocessing, list[str]], list[str]]:
-    """The base with the heads that the options name, what to give to `predict`, and who answers, in order.
+def _check_alone(chosen: ChosenNetwork, options: PredictOptions) -> None:
+    method, reason = chosen.file.spec.method, chosen.file.metadata["reason"]
+    what = f"{chosen.file.name} is a `{method}` model, not a head: {reason}."
+    if options.attention:
+        raise ValueError(f"{what} --attention draws where heads look: leave it out.")
+    if options.with_base:
+        raise ValueError(f"{what} It answers alone: leave --with_base.")
+
+
+def open_heads(
+    chosen: ChosenHeads | ChosenNetwork, options: PredictOptions
+) -> tuple[MemoryCapableViT | TunedModel, dict[Preprocessing, list[str]], list[str]]:
+    """The model with what was chosen, what to give to `predict`, and who answers, in order.
 
     Raises:
-        ValueError, FileNotFoundError: as `choose_heads` and `load_chosen`; the base is to answer and has no classifier.
+        ValueError, FileNotFoundError: as `tuned.load_model`; the base is to answer and has no classifier.
     """
-    chosen = choose_heads(options.heads, options.models_folder)
-    model, preprocessing = load_chosen(chosen, options)
+    model, preprocessing = load_model(chosen, options)
     passes, names = chosen.by_preprocessing(preprocessing), chosen.names
     if options.with_base:
         check_with_base(model)

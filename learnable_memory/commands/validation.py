@@ -1,12 +1,16 @@
-"""`vit_validation.py`: heads put together in one model, each evaluated on its data set's `eval` split."""
+"""`vit_validation.py`: heads put together in one model, each evaluated on its data set's `eval` split.
+
+A network that cannot be put together with heads is evaluated in the same way, alone.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from learnable_memory.commands.chosen_heads import ChosenHeads, choose_heads, load_chosen
+from learnable_memory.commands.chosen_heads import ChosenHeads
 from learnable_memory.commands.inputs import evaluation_loader, recorded_data
 from learnable_memory.commands.model import start_logging
+from learnable_memory.commands.tuned import ChosenNetwork, choose, load_model
 from learnable_memory.config import ValidationOptions
 from learnable_memory.data import DATA_SETS, DataSet
 from learnable_memory.evaluate import evaluate
@@ -33,10 +37,10 @@ def run(options: ValidationOptions) -> int:
 
 def validate(options: ValidationOptions) -> list[dict]:
     """One row for each head that was asked for, in that order; see `row` for what it holds."""
-    chosen = choose_heads(options.models_list, options.models_folder)
+    chosen = choose(options.models_list, options.models_folder)
     check_memory_tokens(chosen, options.expected_memory_tokens)
     names = evaluable(chosen)
-    model, preprocessing = load_chosen(chosen, options)
+    model, preprocessing = load_model(chosen, options)
 
     passes = chosen.by_preprocessing(preprocessing)
     if len(passes) > 1:
@@ -55,29 +59,29 @@ def validate(options: ValidationOptions) -> list[dict]:
             loader = evaluation_loader(data.eval, settings, options, next(model.parameters()).device)
             own = [metadata["name"] for metadata in scored]
             scores = evaluate(model, loader, own, together, description=", ".join(own))
-            rows |= {metadata["name"]: row(metadata, data, asdict(scores[metadata["name"]])) for metadata in scored}
+            for name, metadata in zip(own, scored, strict=True):
+                rows[name] = row(metadata, data, asdict(scores[name]), chosen.learned(name))
     return [rows[name] for name in names]
 
 
-def evaluable(chosen: ChosenHeads) -> list[str]:
+def evaluable(chosen: ChosenHeads | ChosenNetwork) -> list[str]:
     """The heads that were asked for and say what they were trained on; the others must be parents of these.
 
     So are the first heads of an extension file of 2023, which names the last one's data only.
     """
     silent = [name for name in chosen.names if "dataset" not in chosen.metadata(name)]
-    extended = {parent["name"] for file in chosen.files.values() for parent in file.metadata["extends"]}
     for name in silent:
-        if name not in extended:
+        if name not in chosen.extended:
             raise ValueError(f"The head {name} does not say on which data it was trained: train it again.")
         logger.info("%s does not say on which data it was trained: it is not evaluated.", name)
     return [name for name in chosen.names if name not in silent]
 
 
-def check_memory_tokens(chosen: ChosenHeads, expected: Sequence[int | None]) -> None:
+def check_memory_tokens(chosen: ChosenHeads | ChosenNetwork, expected: Sequence[int | None]) -> None:
     """Raise ValueError where `-t` says another number of memory tokens than a file."""
     for (path, names), count in zip(chosen.asked.items(), expected, strict=True):
         for name in names:
-            has = chosen.metadata(name)["memory_tokens"]
+            has = chosen.learned(name)["memory_tokens"]
             if count is not None and count != has:
                 which = path if len(names) == 1 else f"{name} in {path}"
                 raise ValueError(
@@ -131,8 +135,12 @@ def split_of(metadata: dict, data: DataSet) -> str:
     return UNKNOWN if data.eval.images is data.train.images else "published"
 
 
-def row(metadata: dict, data: DataSet, score: dict) -> dict:
-    """What is known of a head after its evaluation, beside what its file says."""
+def row(metadata: dict, data: DataSet, score: dict, learned: dict) -> dict:
+    """What is known of a head, or a network, after its evaluation, beside what its file says.
+
+    Args:
+        learned: from `ChosenHeads.learned` or `ChosenNetwork.learned`.
+    """
     record = metadata["dataset"]
     stored = (metadata.get("metrics", {}).get("eval") or {}).get("top1")  # None where training has diverged
     splits = record.get("splits", {})
@@ -148,7 +156,7 @@ def row(metadata: dict, data: DataSet, score: dict) -> dict:
         # Of train and select it says what the head has seen: only eval was looked at here.
         "dataset": {**record, "splits": {**splits, "eval": data.eval.record()}},
         "split": split_of(metadata, data),
-        "memory_tokens": metadata["memory_tokens"],
+        **learned,
         **score,
         "stored_top1": stored,
         "difference": None if stored is None else score["top1"] - stored,
@@ -168,6 +176,7 @@ def table(rows: Sequence[dict], extra: Mapping[str, Sequence[str]] | None = None
         "against the file": [
             UNKNOWN if row["difference"] is None else f"{round(100 * row['difference'], 2) + 0.0:+.2f}" for row in rows
         ],
+        **({"method": [row["method"] for row in rows]} if "method" in rows[0] else {}),
         **({"split": [row["split"] for row in rows]} if uncertain else {}),
         **(extra or {}),
     }

@@ -13,6 +13,7 @@ STOCK = "vit"
 CONVERTED = ("deit", "dinov2", "dinov2_with_registers", "vit_mae", "vit_msn")
 
 HIERARCHY = "it has no class token, and no tokens of one width through all layers"
+CONVOLUTIONAL = f"{HIERARCHY}; vit_train.py takes it with --method full or --method head"
 NO_CLASS_TOKEN = "it has no class token, which heads start from"
 ROTARY = "rotary positions turn queries and keys in every layer; the layers of a base take positions once, by addition"
 RELATIVE = "a relative position bias is added to the scores of every layer; the layers of a base have none"
@@ -29,8 +30,9 @@ BOTH = "it reads images and text; of such models only image encoders of another 
 
 # HuggingFace's model types.
 REASONS: dict[str, str] = {
-    **dict.fromkeys(("swin", "swinv2", "convnext", "convnextv2", "dinov3_convnext", "resnet", "regnet"), HIERARCHY),
-    **dict.fromkeys(("bit", "cvt", "efficientnet", "focalnet", "hiera", "levit", "mobilevit", "pvt"), HIERARCHY),
+    **dict.fromkeys(("resnet", "bit", "regnet", "convnext", "convnextv2"), CONVOLUTIONAL),
+    **dict.fromkeys(("swin", "swinv2", "dinov3_convnext"), HIERARCHY),
+    **dict.fromkeys(("cvt", "efficientnet", "focalnet", "hiera", "levit", "mobilevit", "pvt"), HIERARCHY),
     **dict.fromkeys(("mobilenet_v1", "mobilenet_v2", "mobilevitv2", "poolformer", "pvt_v2", "segformer"), HIERARCHY),
     **dict.fromkeys(("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "ijepa"), NO_CLASS_TOKEN),
     **dict.fromkeys(("beit", "data2vec-vision"), RELATIVE),
@@ -46,6 +48,7 @@ REASONS: dict[str, str] = {
 
 # timm's architectures, by what their names contain; the first that fits counts.
 TIMM_REASONS: dict[str, str] = {
+    r"^(wide_)?(resnet|resnext|regnet|convnext)(?!.*_clip)": CONVOLUTIONAL,
     r"^(swin|convnext|resnet|resnext|regnet|efficientnet|mobilenet|maxvit|hiera|pvt|levit|focalnet)": HIERARCHY,
     r"dinov3|rope|^eva02|^vit_pe_": ROTARY,
     r"^beit|relpos": RELATIVE,

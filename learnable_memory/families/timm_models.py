@@ -42,7 +42,7 @@ def from_timm(folder: Path) -> PlainViT:
     model = _load(folder, config)
     name = f"timm's {config['architecture']}"
     _refuse_modules(name, model)
-    prep = _preprocessing(name, model)
+    prep = timm_preprocessing(name, model)
     labels = config.get("label_names")
     return from_timm_names(
         folder, model.state_dict(), name, num_attention_heads=model.blocks[0].attn.num_heads,
@@ -112,7 +112,7 @@ def _activation(name: str, module: nn.Module) -> str:
     return ACTIVATIONS[kind]
 
 
-def _preprocessing(name: str, model: nn.Module) -> Preprocessing:
+def timm_preprocessing(name: str, model: nn.Module) -> Preprocessing:
     """timm's evaluation: resized to size / crop_pct, rounded down, and the centre cut out."""
     from timm.data import resolve_model_data_config
 

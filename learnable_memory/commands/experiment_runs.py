@@ -1,0 +1,209 @@
+"""The runs of a card: which are missing, which of them share a pass, and their training.
+
+Every method goes through the pass of `vit_train.py`: the same data, splits, schedule and evaluation. Masked heads that
+differ in method, rate and nothing else are one pass.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learnable_memory import heads
+from learnable_memory.checkpoint import Checkpoint
+from learnable_memory.commands.inputs import chosen_data
+from learnable_memory.commands.passes import Pass
+from learnable_memory.commands.training_base import TrainingBase
+from learnable_memory.config import TrainOptions, to_dict
+from learnable_memory.data import DataSet
+from learnable_memory.experiments.card import Card, Variant
+from learnable_memory.experiments.choice import best_rate, planned, runs_of
+from learnable_memory.experiments.results import Results
+from learnable_memory.grid import Cell, cells
+from learnable_memory.runlog import RunLog, versions
+
+logger = logging.getLogger(__name__)
+
+# What may differ within a pass of heads.
+OF_A_CELL = (
+    "method", "number_of_memory_tokens", "masking", "memory_update", "memory_norm", "train_class_token", "rank",
+    "prompt_dropout", "lr",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run that is not there yet.
+
+    Attributes:
+        options: as of `vit_train.py`, of this run alone.
+    """
+
+    variant: Variant
+    options: TrainOptions
+
+    @property
+    def cell(self) -> Cell:
+        (cell,) = cells(self.options)
+        return cell
+
+    @property
+    def data_seed(self) -> int:
+        return self.options.data_seeds[0]
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits: what this run is, wherever it runs."""
+        what = [
+            self.variant.grid, dict(self.variant.labels), dict(self.variant.options), asdict(self.cell), self.data_seed,
+        ]  # fmt: skip
+        return _digest(what)
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def missing(
+    card: Card, rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any], only: Sequence[str] = (),
+    whole: bool = False,
+) -> list[PlannedRun]:  # fmt: skip
+    """The runs that can be started now. With the sweep "first" others follow when the best rate is known.
+
+    Args:
+        rows: the results so far.
+        where: of this machine: directory, device and the like, as fields of TrainOptions.
+        only: labels; of each dimension that one of them belongs to, the others are left out.
+        whole: also those that will follow, at the first of their rates, for what they will cost.
+
+    Raises ValueError if `only` names a label that the card does not have.
+    """
+    there = {row["key"] for row in rows if row["kind"] == "run"}
+    found = []
+    for variant in chosen_variants(card, only):
+        best = best_rate(variant, runs_of(variant, rows))
+        for rate, seed in planned(variant, variant.rates[0] if whole and best is None else best):
+            run = PlannedRun(variant, run_options(variant, rate, seed, where))
+            if run.key not in there:
+                found.append(run)
+    return found
+
+
+def chosen_variants(card: Card, only: Sequence[str]) -> list[Variant]:
+    """The variants of a card, of each dimension that a label of `only` belongs to these labels alone."""
+    variants = card.variants()
+    known = {label for variant in variants for label in variant.labels.values()}
+    unknown = [label for label in only if label not in known]
+    if unknown:
+        raise ValueError(f"--only names {', '.join(unknown)}, but the labels are: {', '.join(sorted(known))}.")
+    wanted = {
+        (dimension, label) for variant in variants for dimension, label in variant.labels.items() if label in only
+    }
+    limited = {dimension for dimension, _ in wanted}
+    return [
+        variant
+        for variant in variants
+        if all(item in wanted for item in variant.labels.items() if item[0] in limited)
+    ]  # fmt: skip
+
+
+def run_options(variant: Variant, rate: float, seed: int, where: Mapping[str, Any]) -> TrainOptions:
+    """What `vit_train.py` would be told. The data seed draws initial values too, unless the card says otherwise."""
+    return TrainOptions(**{"seed": seed, **variant.options, **where, "lr": rate, "data_seeds": (seed,)})
+
+
+def passes(runs: Sequence[PlannedRun]) -> Iterator[list[PlannedRun]]:
+    """Runs that can be trained together: heads with all options in common but those of a cell; others are alone."""
+    groups: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        shared = {key: value for key, value in to_dict(run.options).items() if key not in OF_A_CELL}
+        alone = run.key if not run.cell.spec.combinable else ""
+        groups.setdefault(_digest([run.variant.grid, shared, alone]), []).append(run)
+    yield from groups.values()
+
+
+def run_card(
+    card: Card, results: Results, folder: Path, where: Mapping[str, Any], only: Sequence[str] = (), resume: bool = False
+) -> int:
+    """Run what is missing, and return how many runs that were; each is in the results once its pass has ended.
+
+    Args:
+        folder: for the state of the pass that is under way, and for what analyses of heads put together will need.
+        resume: go on with a pass that was interrupted; else it starts anew.
+    """
+    done, keep = 0, folder / "learned" if card.together else None
+    while runs := missing(card, results.rows(), where, only):
+        groups = list(passes(runs))
+        for number, group in enumerate(groups, start=1):
+            first = group[0]
+            labels = f"{first.variant.label}{f' and {len(group) - 1} more' if len(group) > 1 else ''}"
+            logger.info("%s: pass %d of %d: %s, data seed %d", card.name, number, len(groups), labels, first.data_seed)
+            for row in run_pass(group, folder / "passes", resume, keep):
+                results.append(row)
+            done += len(group)
+    return done
+
+
+def run_pass(
+    group: Sequence[PlannedRun], folder: Path, resume: bool, keep: Path | None = None
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Train and evaluate one pass; returns a row of results for each of its runs.
+
+    Args:
+        folder: for its state while it is under way.
+        keep: the folder for what each run has learned, as KEY_model.safetensors; None: nowhere.
+    """
+    options = group[0].options
+    base, data = TrainingBase(options), data_of(options)
+    if base.convolutional is not None and len(group) > 1:
+        return [row for run in group for row in run_pass([run], folder, resume, keep)]
+    own = folder / _digest([run.key for run in group])
+    if not resume:
+        shutil.rmtree(own, ignore_errors=True)
+    checkpoint, ending = Checkpoint(own / "checkpoint.pt", options.checkpoint_steps), own / "outcomes.json"
+    by_name = {f"{run.cell.name}-{run.key}": run for run in group}
+    with RunLog(own, overwrite=True) as log:
+        one_pass = Pass(
+            base, data, options, {name: run.cell for name, run in by_name.items()}, options.data_seeds[0], log,
+            others=True,
+        )  # fmt: skip
+        outcomes = one_pass.run(checkpoint, ending)
+    if keep is not None:
+        for outcome in (each for each in outcomes if not each.diverged):
+            one_pass.save(outcome, keep / heads.file_name(by_name[outcome.head].key), outcome.head, {})
+    machine = {"device": device_words(base.device), "threads": torch.get_num_threads()}
+    rows = []
+    for outcome in outcomes:
+        run = by_name[outcome.head]
+        rows.append(
+            {
+                "kind": "run", "grid": run.variant.grid, "labels": dict(run.variant.labels), "key": run.key,
+                "options": dict(run.variant.options), **outcome.row(), "combinable": base.is_head(run.cell.spec),
+                "eval_hash": data.record()["splits"]["eval"]["hash"], "versions": versions(), "machine": machine,
+            }
+        )  # fmt: skip
+    shutil.rmtree(own)
+    return rows
+
+
+def device_words(device: torch.device) -> str:
+    """What the device is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def data_of(options: TrainOptions) -> DataSet:
+    """The data set of a run, with its selection split; the next run often has the same."""
+    return _data_of(json.dumps(to_dict(options), sort_keys=True))
+
+
+@lru_cache(maxsize=1)
+def _data_of(options: str) -> DataSet:
+    (data,) = chosen_data(TrainOptions(**json.loads(options))).values()
+    return data

@@ -1,0 +1,125 @@
+"""`python -m learnable_memory experiments list|run|report|cost CARD`: comparisons that write their own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from learnable_memory.config import Machine, Places
+from learnable_memory.options import NOT_EMPTY, Options, first_word, option, parse
+
+PROG = "python -m learnable_memory experiments"
+ACTIONS = {
+    "list": "say which cards there are, and what is missing of each",
+    "run": "run what is missing of a card",
+    "report": "write the tables and figures of a card from its results",
+    "cost": "predict time and memory of what is missing, from a short measurement",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardOptions(Options):
+    """Which card, and where its results are."""
+
+    card: str = option(help="the name of a folder in experiments/, or a card.yaml", flags=("CARD",), legal=NOT_EMPTY)
+    output: Path | None = option(
+        None, "folder of results, report and figures", group="results", default_help="that of the card"
+    )
+    smoke: bool = option(
+        False,
+        "every line of the card on tiny random bases and tiny files, which are made in --output (default: "
+        "runs/smoke/CARD): a test of the card, whose numbers mean nothing",
+        group="results",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions(CardOptions, Machine):
+    """How much of it, and on what machine."""
+
+    only: tuple[str, ...] | None = option(
+        None,
+        "labels of the card: of the dimensions that they belong to, nothing else runs",
+        group="runs",
+        legal=NOT_EMPTY,
+        default_help="all",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCardOptions(PartOptions):
+    """How it runs."""
+
+    resume: bool = option(False, "go on within a pass that was interrupted", group="runs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the first word says with the card that the second one names."""
+    argv = list(argv or ())
+    action = first_word("action", ACTIONS, PROG, "Experiments that write their own tables.", argv)
+    if action == "list":
+        return _list(argv[1:])
+    kinds = {"run": RunCardOptions, "report": CardOptions, "cost": PartOptions}
+    options = parse(kinds[action], ACTIONS[action], argv[1:], prog=f"{PROG} {action}")
+    from learnable_memory.commands.model import start_logging
+    from learnable_memory.experiments.card import card_path, read_card
+    from learnable_memory.experiments.results import Results
+
+    start_logging()
+    card = read_card(options.card)
+    folder = options.output or (Path("runs/smoke") / card.name if options.smoke else card_path(options.card).parent)
+    if options.smoke:
+        from learnable_memory.experiments.smoke import smoke_card
+
+        card = smoke_card(card, folder)
+    results = Results(folder / "results.jsonl")
+    return {"run": _run, "report": _report, "cost": _cost}[action](card, results, folder, options)
+
+
+def _run(card, results, folder: Path, options: RunCardOptions) -> int:
+    from learnable_memory.commands.experiment_runs import run_card
+    from learnable_memory.commands.experiment_together import check_analysis, run_together
+
+    for analysis in card.together:
+        check_analysis(card, analysis)
+    where = where_of(options, folder)
+    done = run_card(card, results, folder / "runs", where, options.only or (), options.resume)
+    done += run_together(card, results, folder / "runs", where)
+    print(f"{card.name}: {done} runs were missing, now none" if done else f"{card.name}: nothing is missing")
+    print(f"results {results.path}")
+    return _report(card, results, folder, options)
+
+
+def where_of(options: PartOptions, folder: Path) -> dict:
+    """What the runs are told of this machine."""
+    directory = folder / "data" if options.smoke else options.directory
+    return {
+        "directory": directory, "no_download": options.no_download or options.smoke, "device": options.device,
+        "workers": 0 if options.smoke else options.workers, "output": folder / "runs",
+    }  # fmt: skip
+
+
+def _report(card, results, folder: Path, options: CardOptions) -> int:
+    from learnable_memory.experiments.report import write_report
+
+    for path in write_report(card, results.rows(), folder):
+        print(f"report  {path}")
+    return 0
+
+
+def _cost(card, results, folder: Path, options: PartOptions) -> int:
+    from learnable_memory.commands.experiment_cost import predicted
+
+    print(predicted(card, results.rows(), where_of(options, folder), options.only or ()))
+    return 0
+
+
+def _list(argv: Sequence[str]) -> int:
+    parse(Places, ACTIONS["list"], argv, prog=f"{PROG} list")
+    from learnable_memory.experiments.card import card_names, read_card
+    from learnable_memory.text_table import side_by_side
+
+    cards = [read_card(name) for name in card_names()]
+    print(side_by_side([["card", *(card.name for card in cards)], ["question", *(card.title for card in cards)]]))
+    return 0

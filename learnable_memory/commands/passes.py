@@ -1,0 +1,151 @@
+"""One pass over a data set: heads that learn together, or one network; chosen on `select`, scored on `eval`."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learnable_memory import grid, tuned_files
+from learnable_memory.checkpoint import Checkpoint
+from learnable_memory.commands.inputs import TrainingInputs, evaluation_loader
+from learnable_memory.commands.training_base import TrainingBase
+from learnable_memory.config import TrainOptions
+from learnable_memory.data import DataSet
+from learnable_memory.evaluate import evaluate, is_shared
+from learnable_memory.experiments.results import pack_right
+from learnable_memory.grid import Cell, Outcome
+from learnable_memory.headlog import HeadLog
+from learnable_memory.meter import peak_memory, reset_peak_memory
+from learnable_memory.methods import TunedModel
+from learnable_memory.optim import Recipe
+from learnable_memory.runlog import RunLog, write_json
+from learnable_memory.train import AllDiverged, Best, finished_training, train
+
+logger = logging.getLogger(__name__)
+
+
+class Pass:
+    """One pass over a data set, of heads or of one network: training and evaluation.
+
+    Args:
+        base: what is learned on; its heads stay on it.
+        data: with the selection split of this pass.
+        cells: by the names that they get in the model.
+        seed: of order and views.
+        extends: heads of the base that new ones are built on.
+        alone: whether the log is of one head only.
+        others: whether there are further passes, so that this one may end with all of its heads diverged.
+
+    Attributes:
+        model: trained by `run`.
+    """
+
+    def __init__(
+        self, base: TrainingBase, data: DataSet, options: TrainOptions, cells: Mapping[str, Cell], seed: int,
+        log: RunLog | None = None, accelerator: Any = None, *, extends: Sequence[str] = (), alone: bool = False,
+        others: bool = False,
+    ) -> None:  # fmt: skip
+        self.base, self.data, self.options, self.names, self.seed = base, data, options, cells, seed
+        self.log, self.accelerator, self.extends, self.alone, self.others = log, accelerator, extends, alone, others
+        self.model = base.model(cells, len(data.labels), extends)
+
+    def run(self, checkpoint: Checkpoint, ending: Path) -> list[Outcome]:
+        """Train and evaluate; what is on disk of it already is not done again.
+
+        Args:
+            ending: the file of its outcomes, and of where in the log it ended.
+        """
+        options = self.options
+        self._announce()
+        if options.resume and ending.exists() and finished_training(self.model, checkpoint):
+            return [Outcome.from_row(row) for row in json.loads(ending.read_text(encoding="utf-8"))["outcomes"]]
+
+        device = next(self.model.parameters()).device
+        reset_peak_memory(device)
+        best = self._train(checkpoint)
+        whole = [name for name in self.names if best[name].tensors and best[name].diverged_at is None]
+        scores, right, seconds = self._evaluate(whole, device) if whole else ({}, {}, 0.0)
+        memory = peak_memory(device)
+        outcomes = [
+            Outcome(
+                cell, name, self.seed, self._parameters(name), best[name].epoch + 1 if best[name].score else None,
+                best[name].diverged_at, asdict(best[name].score) if best[name].score else None,
+                asdict(scores[name]) if name in scores else None,
+                pack_right(right[name].numpy()) if name in right else None,
+                best[name].steps, best[name].seconds, seconds, len(self.names), memory,
+            )
+            for name, cell in self.names.items()
+        ]  # fmt: skip
+        if self.log is not None:
+            if whole:
+                rows = {name: {f"eval/{key}": value for key, value in asdict(scores[name]).items()} for name in whole}
+                chosen = grid.best(outcomes)
+                HeadLog(self.log, list(self.names), self.alone).write(rows, best[chosen.head].steps, chosen.epoch)
+            write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": self.log.position})
+        return outcomes
+
+    def save(self, outcome: Outcome, path: Path, name: str, metadata: Mapping[str, Any]) -> None:
+        """Write what one of its cells has learned, under this name: the file of a head, or that of a network."""
+        if not isinstance(self.model, TunedModel):
+            self.model.save_head(outcome.head, path, metadata, save_as=name)
+            return
+        base = {"id": self.model.base_id, "fingerprint": self.model.fingerprint}
+        spec, classes = outcome.cell.spec, len(self.data.labels)
+        record = tuned_files.describe(name, base, self.base.kind, spec, classes, metadata)
+        learned = self.model.heads[outcome.head].state_dict()
+        tuned_files.save(path, {key: tensor.detach().cpu() for key, tensor in learned.items()}, record)
+
+    def _train(self, checkpoint: Checkpoint) -> dict[str, Best]:
+        inputs = self.inputs()
+        loaders = inputs.train(self.data.train), inputs.select(self.data.select)
+        try:
+            return train(
+                self.model, list(self.names), *loaders, self.recipes(), self.log, self.log is not None,
+                checkpoint=checkpoint, accelerator=self.accelerator, alone=self.alone,
+            )  # fmt: skip
+        except AllDiverged as all_diverged:
+            if not self.others:
+                raise
+            logger.warning("%s The other passes go on.", all_diverged)
+            return all_diverged.best
+
+    def _evaluate(self, names: Sequence[str], device: torch.device) -> tuple[dict, dict, float]:
+        """Of these heads the scores on `eval` and, of a process that has all of it, which images were right; and the
+        seconds that it took."""
+        loader = evaluation_loader(self.data.eval, self.base.preprocessing, self.options, device, self.accelerator)
+        description = f"{self.options.name} eval" if self.log is not None else None
+        right, start = {}, time.perf_counter()
+        scores = evaluate(self.model, loader, names, description=description, accelerator=self.accelerator, right=right)
+        return scores, {} if is_shared(self.accelerator) else right, time.perf_counter() - start
+
+    def _announce(self) -> None:
+        numbers = sum(self._parameters(name) for name in self.names)
+        what = self.options.name if len(self.names) == 1 else f"{len(self.names)} heads in one pass"
+        what += f", built on {', '.join(self.extends)}," if self.extends else ""
+        logger.info(
+            "%s on %s: %s numbers to learn; %s images of %d classes (%s to choose on, %s to report on), from %s",
+            what, self.model.base_id, f"{numbers:,}", f"{len(self.data.train):,}", len(self.data.labels),
+            f"{len(self.data.select):,}", f"{len(self.data.eval):,}", self.data.source,
+        )  # fmt: skip
+
+    def _parameters(self, name: str) -> int:
+        return sum(parameter.numel() for parameter in self.model.heads[name].parameters())
+
+    def inputs(self) -> TrainingInputs:
+        """The loaders that it is trained from."""
+        return TrainingInputs(
+            self.model, self.base.preprocessing, self.data.views, self.options, self.seed, len(self.names),
+            self.accelerator,
+        )  # fmt: skip
+
+    def recipes(self) -> dict[str, Recipe]:
+        """How each cell is trained."""
+        o = self.options
+        common = Recipe(o.epochs, o.lr[0], o.momentum, o.clip, o.warmup_steps, o.max_steps)
+        return {name: dataclasses.replace(common, lr=cell.lr) for name, cell in self.names.items()}

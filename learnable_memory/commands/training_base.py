@@ -1,0 +1,109 @@
+"""The base that a run learns on, and the models of its passes: heads of one pass, or a network by itself."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from learnable_memory.bases import find_base, read_config
+from learnable_memory.commands.model import load_base, resolve_device
+from learnable_memory.config import TrainOptions
+from learnable_memory.convolutional import ConvolutionalBase, is_convolutional
+from learnable_memory.grid import Cell
+from learnable_memory.method_spec import OF_ANY_NETWORK, MethodSpec
+from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network
+from learnable_memory.transforms import Preprocessing
+from vit import MemoryCapableViT
+
+
+class TrainingBase:
+    """A frozen base, and how its pixels are made.
+
+    Args:
+        options: name the base, its images' size, precision and attention.
+        device: stands for theirs.
+
+    Attributes:
+        vit: with the heads of all passes so far, in the run's precision; None for a convolutional network.
+        preprocessing: of training and evaluation.
+
+    Raises ValueError or FileNotFoundError as `load_base`, and ValueError for a method that a convolutional network does
+    not know.
+    """
+
+    def __init__(self, options: TrainOptions, device: torch.device | None = None) -> None:
+        self.options = options
+        self.device = device or resolve_device(options.device)
+        self.vit: MemoryCapableViT | None = None
+        self.convolutional: ConvolutionalBase | None = None
+        self._exact: MemoryCapableViT | None = None
+        place = find_base(options.base_model, options.base_cache, not options.no_download)
+        if place.is_dir() and is_convolutional(read_config(place)):
+            self._check_convolutional()
+            self.convolutional = ConvolutionalBase.open(place, options.base_model)
+            found = self.convolutional.preprocessing
+            self.preprocessing = found if options.image_size is None else found.at(options.image_size)
+        else:
+            self.vit, self.preprocessing = self._load(options)
+
+    @property
+    def kind(self) -> str:
+        """As in the file of a network."""
+        return "vit" if self.convolutional is None else "convolutional"
+
+    def is_head(self, spec: MethodSpec) -> bool:
+        """Whether it is learned by a head, beside others in one pass."""
+        return spec.combinable and self.convolutional is None
+
+    def model(
+        self, cells: Mapping[str, Cell], num_labels: int, extends: Sequence[str] = ()
+    ) -> MemoryCapableViT | TunedModel:
+        """What a pass trains, at its initial values: the base with a head for each cell, or one network.
+
+        Args:
+            cells: by the names that they get in the model; all heads, or one that is none.
+        """
+        if all(self.is_head(cell.spec) for cell in cells.values()):
+            for name, cell in cells.items():
+                spec = cell.spec
+                self.vit.add_head(
+                    name, num_labels, spec.memory_tokens, extends, memory_norm=spec.memory_norm,
+                    class_token=spec.method != "head", generator=torch.Generator().manual_seed(cell.seed),
+                )  # fmt: skip
+            return self.vit
+        ((name, cell),) = cells.items()
+        network = self._network(cell, num_labels)
+        base = self.convolutional or self.vit
+        model = TunedModel({name: network}, base.fingerprint, base.base_id).to(self.device)
+        if self.options.compile:
+            model.compile()
+        return model
+
+    def _network(self, cell: Cell, num_labels: int) -> torch.nn.Module:
+        torch.manual_seed(cell.seed)  # dropout draws from the global generator
+        generator = torch.Generator().manual_seed(cell.seed)
+        options = self.options
+        again, reduced = options.gradient_checkpointing, options.precision != "float32"
+        autocast = getattr(torch, options.precision) if reduced else None
+        if self.convolutional is not None:
+            return self.convolutional.network(cell.spec, num_labels, generator, again, autocast)
+        if cell.spec.method not in OF_WEIGHTS:
+            return build_network(self.vit, cell.spec, num_labels, generator, again)
+        if reduced and self._exact is None:
+            self._exact, _ = self._load(dataclasses.replace(options, precision="float32", compile=False))
+        return build_network(self._exact or self.vit, cell.spec, num_labels, generator, again, autocast)
+
+    def _load(self, options: TrainOptions) -> tuple[MemoryCapableViT, Preprocessing]:
+        return load_base(options.base_model, options, self.device, options.image_size)
+
+    def _check_convolutional(self) -> None:
+        without = [spec.label for spec in self.options.method_specs if spec.method not in OF_ANY_NETWORK]
+        if without:
+            raise ValueError(
+                f"{self.options.base_model} is a convolutional network: it has no tokens for {without[0]}. Legal are "
+                f"--method {' and '.join(OF_ANY_NETWORK)}."
+            )
+        if self.options.cache != "none" or self.options.extends:
+            raise ValueError(
+                f"{self.options.base_model} is a convolutional network: --cache and --extends are for heads."
+            )

@@ -1,0 +1,126 @@
+"""What the results say of each variant of a card: its runs, the ones that are reported, and those that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from learnable_memory.experiments.card_types import Card, Variant
+from learnable_memory.experiments.choice import (
+    Row,
+    best_rate,
+    by_rate_and_seed,
+    chosen_runs,
+    diverged,
+    planned,
+    runs_of,
+)
+from learnable_memory.experiments.results import unpack_right
+from learnable_memory.experiments.significance import Spread
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Of one variant.
+
+    Attributes:
+        runs: (rate, data seed) -> its run.
+        best: the rate that was chosen on `select`; None while runs are missing for that, or if all have diverged.
+    """
+
+    variant: Variant
+    runs: Mapping[tuple[float, int], Row]
+    best: float | None
+
+    @classmethod
+    def of(cls, variant: Variant, rows: Iterable[Row]) -> Finding:
+        rows = list(rows)
+        return cls(variant, by_rate_and_seed(variant, rows), best_rate(variant, rows))
+
+    @property
+    def missing(self) -> list[tuple[float, int]]:
+        """(rate, data seed) of the runs that are planned and not there, as far as it is known which those are."""
+        return [place for place in planned(self.variant, self.best) if place not in self.runs]
+
+    @property
+    def chosen(self) -> list[Row]:
+        """The runs of the best rate, in the order of the data seeds."""
+        return chosen_runs(self.variant, self.runs.values())
+
+    @property
+    def scored(self) -> list[Row]:
+        """Those of them that are reported: evaluated, and not diverged."""
+        return [row for row in self.chosen if row["eval"] is not None and not diverged(row)]
+
+    @property
+    def top1(self) -> Spread | None:
+        """On `eval`, in [0, 1]; None if no run is reported."""
+        return Spread.of([row["eval"]["top1"] for row in self.scored]) if self.scored else None
+
+    @property
+    def all_diverged(self) -> bool:
+        """Whether every run that there is to choose from has come, and none of them can be chosen."""
+        return self.best is None and not self.missing
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest of several: one beyond it may be better still."""
+        rates = self.variant.rates
+        return len(rates) > 1 and self.best in (min(rates), max(rates))
+
+    @property
+    def eval_hashes(self) -> set[str]:
+        """Of the evaluation splits of the reported runs."""
+        return {row["eval_hash"] for row in self.scored}
+
+    def right(self) -> np.ndarray:
+        """Whether the reported runs answered each image rightly, bool [runs, images].
+
+        Raises ValueError if that is not in the results of one.
+        """
+        for row in self.scored:
+            if row["eval_right"] is None:
+                raise ValueError(
+                    f"{self.variant.label}: the run with lr {row['lr']} and data seed {row['data_seed']} has no "
+                    "eval_right, so it cannot be compared image by image: run it again."
+                )
+        return np.stack([unpack_right(row["eval_right"], row["eval"]["images"]) for row in self.scored])
+
+
+class Findings:
+    """The rows of a results file, put to the variants of a card.
+
+    Rows that were made before the card changed belong to no variant: they are left aside, and counted.
+
+    Attributes:
+        together: the rows of analyses of heads put together.
+        left_out: how many rows of runs belong to no variant.
+    """
+
+    def __init__(self, card: Card, rows: Iterable[Row]) -> None:
+        rows = list(rows)
+        runs = [row for row in rows if row["kind"] == "run"]
+        self.card = card
+        self.together = [row for row in rows if row["kind"] == "together"]
+        self._found: dict[tuple[str, ...], Finding] = {}
+        for variant in card.variants():
+            self._found[_place(variant.grid, variant.labels)] = Finding.of(variant, runs_of(variant, runs))
+        self.left_out = len(runs) - len(self.used)
+
+    def __getitem__(self, variant: Variant) -> Finding:
+        return self._found[_place(variant.grid, variant.labels)]
+
+    def __iter__(self):
+        """In the order of the card."""
+        return iter(self._found.values())
+
+    @property
+    def used(self) -> list[Row]:
+        """The runs that belong to a variant, those of each in no order."""
+        return [row for found in self for row in found.runs.values()]
+
+
+def _place(grid: str, labels: Mapping[str, str]) -> tuple[str, ...]:
+    return (grid, *(f"{dimension}={label}" for dimension, label in labels.items()))

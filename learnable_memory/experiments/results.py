@@ -1,0 +1,74 @@
+"""Results of an experiment: one JSON object in a line, only ever appended to."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learnable_memory.runlog import jsonable, read_metrics
+
+
+class Results:
+    """The file of results at `path`, which need not be there yet."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows in the order in which they came. A last line that a killed process has cut short is left out.
+
+        Raises ValueError, with the line's number, if another line is damaged.
+        """
+        return read_metrics(self.path) if self.path.exists() else []
+
+    def keys(self) -> set[str]:
+        """The keys of the runs that are there."""
+        return {row["key"] for row in self.rows() if "key" in row}
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row, on disk when this returns; what is not finite becomes null."""
+        line = json.dumps(jsonable(row), allow_nan=False) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            self._drop_cut_line(file)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _drop_cut_line(self, file: Any) -> None:
+        """A line that was cut short would swallow the one behind it."""
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+
+
+def pack_right(right: np.ndarray) -> str:
+    """Whether each image was answered rightly, bool [images] -> text of a bit an image (base64 of `numpy.packbits`).
+
+    Raises ValueError for anything but one row of booleans.
+    """
+    right = np.asarray(right)
+    if right.ndim != 1 or right.dtype != bool:
+        raise ValueError(f"right is {right.dtype} {list(right.shape)}, but it has to be bool [images].")
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpack_right(text: str, images: int) -> np.ndarray:
+    """What `pack_right` was given, bool [images].
+
+    Raises ValueError if the text is not of so many images.
+    """
+    try:
+        packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    except binascii.Error:
+        raise ValueError(f"the answers {text[:20]!r}.. are not base64: they were not written by pack_right.") from None
+    if len(packed) != -(-images // 8):
+        raise ValueError(f"the answers are {len(packed)} bytes, but {images} images take {-(-images // 8)}.")
+    return np.unpackbits(packed, count=images).astype(bool)

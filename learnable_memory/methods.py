@@ -1,0 +1,321 @@
+"""Methods that change what the base's own tokens are: each learns a network of its own for one data set.
+
+Unmasked memory, memory that is propagated, Visual Prompt Tuning, full fine-tuning, biases alone, and LoRA. Their
+networks stand behind the surface of MemoryCapableViT that training, evaluation and prediction use, so all methods go
+through the same engine; but they cannot be put together (`MethodSpec.reason`).
+
+    network = build_network(base, MethodSpec("vpt-deep", memory_tokens=10), num_labels=100)
+    model = TunedModel({"CIFAR100": network}, base.fingerprint, base.base_id)
+    model(pixel_values, labels={"CIFAR100": targets})["CIFAR100"].loss.backward()
+
+A network is a module from pixel_values [B, channels, height, width] to float32 logits [B, C], in which exactly what is
+learned wants gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from learnable_memory.method_spec import MethodSpec
+
+OF_WEIGHTS = ("full", "bias", "lora")  # learned as float32 weights of the base; less precision is a matter of autocast
+STD = 0.02  # of new memory and classifiers, as in heads
+
+
+def build_network(
+    base: Any, spec: MethodSpec, num_labels: int, generator: torch.Generator | None = None,
+    gradient_checkpointing: bool = False, autocast: torch.dtype | None = None,
+) -> nn.Module:  # fmt: skip
+    """What a method learns on a base, at its initial values.
+
+    Args:
+        base: a MemoryCapableViT, which stays as it is; frozen weights share their storage with it.
+        spec: of a method that cannot be put together with others.
+        num_labels: C, classes of the data set.
+        generator: on the CPU; draws the initial values.
+        gradient_checkpointing: keep only what enters each layer, and compute the layer again for its gradients.
+        autocast: of methods that learn the base's own weights, the precision of the arithmetic; the others compute in
+            that of the base.
+
+    Raises ValueError for a method that heads are for, weights to learn that are not float32 (or float64), and a mask
+    for flash attention, which takes none.
+    """
+    if spec.combinable:
+        raise ValueError(f"{spec.label} is learned by a head: add_head makes it.")
+    if spec.method in OF_WEIGHTS:
+        return WeightTuning(base, spec, num_labels, generator, gradient_checkpointing, autocast)
+    return PromptTuning(base, spec, num_labels, generator, gradient_checkpointing)
+
+
+def new_classifier(width: int, num_labels: int, generator: torch.Generator | None) -> nn.Linear:
+    """Weight N(0, 0.02^2), bias 0, float32; drawn on the CPU, so that a seed means the same on every device."""
+    # Not nn.Linear(...), which would draw values from the global generator only for them to be replaced.
+    classifier = nn.utils.skip_init(nn.Linear, width, num_labels)
+    with torch.no_grad():
+        classifier.weight.normal_(0.0, STD, generator=generator)
+        classifier.bias.zero_()
+    return classifier
+
+
+def like(base: Any) -> dict[str, Any]:
+    """Where what is learned beside a base's weights belongs, and in which dtype: float32 at least."""
+    weight = base.vit.embeddings.cls_token
+    return {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+
+
+class WeightTuning(nn.Module):
+    """The ViT with some of its own weights learned, and a linear classifier on its class token.
+
+    full: all weights. bias: all biases, those of layer norms included (BitFit, Zaken et al. 2022). lora: updates of
+    rank r of the query and value projections (Hu et al. 2022), by PEFT, scaled by alpha / r = 1.
+    """
+
+    def __init__(
+        self, base: Any, spec: MethodSpec, num_labels: int, generator: torch.Generator | None,
+        gradient_checkpointing: bool, autocast: torch.dtype | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        dtype = base.vit.embeddings.cls_token.dtype
+        if spec.method != "lora" and dtype != like(base)["dtype"]:
+            raise ValueError(
+                f"{spec.method} learns the base's own weights, and they are {dtype}: open the base in float32, and "
+                "give autocast."
+            )
+        learned = {"full": lambda name: True, "bias": lambda name: name.endswith("bias"), "lora": lambda name: False}
+        # A pooler, which a ViTModel may have, is behind the class token that is read here.
+        self.base = base.copy_of_base(lambda name: learned[spec.method](name) and not name.startswith("pooler."))
+        if spec.method == "lora":
+            add_lora(self.base.vit, spec.rank, generator)
+        self.classifier = new_classifier(base.config.hidden_size, num_labels, generator)
+        self.classifier.to(**like(base))
+        self.gradient_checkpointing, self.autocast = gradient_checkpointing, autocast
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values [B, channels, height, width] -> float32 logits [B, C]"""
+        with torch.autocast(pixel_values.device.type, self.autocast, enabled=self.autocast is not None):
+            hidden = self.base.embed(pixel_values)  # [B, N, D]
+            for layer in self.base.vit.layers:
+                hidden = run(layer, hidden, again=self.gradient_checkpointing and self.training)
+            features = self.base.vit.layernorm(hidden[:, 0])  # [B, D]
+        return self.classifier(features.to(self.classifier.weight.dtype))
+
+
+def add_lora(vit: nn.Module, rank: int, generator: torch.Generator | None) -> None:
+    """Put PEFT's LoRA on the query and value projections of all layers of a ViTModel; only it wants gradients then.
+
+    First factors as PEFT draws them (uniform, Kaiming), second factors zero; float32 whatever the base's dtype.
+
+    Raises ModuleNotFoundError if PEFT is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("LoRA needs the package peft: pip install -e '.[peft]'.") from None
+    with torch.random.fork_rng(devices=[]):  # PEFT draws first factors from the global generator
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj"]), vit)
+    for name, parameter in vit.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        if "lora_A" in name:  # again, from ours
+            bound = 1 / math.sqrt(parameter.shape[1])
+            parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+class PromptTuning(nn.Module):
+    """Tokens that are learned beside those of an image, seen by all of them; the base's weights stay.
+
+    Memory without the mask (paper, section 3) has keys and values only. It is each layer's own; or it enters the first
+    layer as tokens that ask too and are propagated, with a learned update at each further layer, or none (Figure 2b).
+    Visual Prompt Tuning (Jia et al. 2022) is the same with other initial values and the base's class token: VPT-deep
+    replaces its prompts in every layer, so what they ask is never used; VPT-shallow propagates them.
+    """
+
+    def __init__(
+        self, base: Any, spec: MethodSpec, num_labels: int, generator: torch.Generator | None,
+        gradient_checkpointing: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.is_vpt = spec.method.startswith("vpt")
+        self.masked = spec.masking == "masked" and not self.is_vpt
+        backend = base.config._attn_implementation
+        if self.masked and backend.startswith("flash"):
+            raise ValueError(f"{spec.label} needs a mask, which {backend} does not take: choose sdpa or eager.")
+        self.base = base.copy_of_base(lambda name: False)
+        self.attention = self.base.joint_attention()
+        self.spec, self.gradient_checkpointing = spec, gradient_checkpointing
+        self.propagates = spec.method == "vpt-shallow" or spec.memory_update != "none"
+        layers = 1 if spec.method == "vpt-shallow" or spec.memory_update == "propagate" else len(self.attention)
+        width, embeddings = base.config.hidden_size, self.base.vit.embeddings
+        self.memory = nn.ParameterList(torch.empty(spec.memory_tokens, width) for _ in range(layers))
+        self.class_token = None
+        if not self.is_vpt and spec.train_class_token:
+            self.class_token = nn.Parameter(embeddings.cls_token.detach().view(-1).to(copy=True, **like(base)))
+        self._draw(generator)
+        self.memory.to(**like(base))
+        self.classifier = new_classifier(width, num_labels, generator).to(**like(base))
+
+    @torch.no_grad()
+    def _draw(self, generator: torch.Generator | None) -> None:
+        channels_of_patch = self.base.vit.embeddings.patch_embeddings.projection.weight[0]
+        bound = math.sqrt(6 / (channels_of_patch.numel() + self.base.config.hidden_size))  # VPT's; 3 p^2 + D
+        for layer, memory in enumerate(self.memory):
+            if self.is_vpt:
+                memory.uniform_(-bound, bound, generator=generator)
+            elif layer and self.propagates:
+                memory.zero_()  # an update that begins as none
+            else:
+                memory.normal_(0.0, STD, generator=generator)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values [B, channels, height, width] -> float32 logits [B, C]"""
+        hidden = self.base.embed(pixel_values)  # [B, N, D]
+        hidden, readout = self._with_class_token(hidden)
+        images, tokens = hidden.shape[:2]
+        mask = None
+        if self.propagates:
+            hidden = torch.cat([hidden, self._prompts(0, images, hidden.dtype)], dim=1)  # [B, tokens + m, D]
+            if self.masked:
+                mask = self._mask(hidden.shape[1], tokens - 1)
+        for index in range(len(self.attention)):
+            memory = self._prompts(index, images, hidden.dtype) if index < len(self.memory) else None  # [B, m, D]
+            if self.propagates:
+                if memory is not None and index:  # an update
+                    hidden = torch.cat([hidden[:, :tokens], hidden[:, tokens:] + memory], dim=1)
+                memory = None
+            hidden = run(self.layer, index, hidden, memory, mask, again=self.gradient_checkpointing and self.training)
+        return self.classify(hidden[:, readout])
+
+    def classify(self, token: Tensor) -> Tensor:
+        """What leaves the last layer in the place of the class token, [B, D] -> float32 logits [B, C]"""
+        return self.classifier(self.base.vit.layernorm(token).to(self.classifier.weight.dtype))
+
+    def _with_class_token(self, hidden: Tensor) -> tuple[Tensor, int]:
+        """Put the learned class token in the place of the base's or, where a mask hides it, behind all; and where."""
+        if self.class_token is None:
+            return hidden, 0
+        position = self.base.vit.embeddings.position_embeddings[0, :1]  # [1, D]
+        token = (self.class_token.to(position.dtype) + position).expand(len(hidden), 1, -1)
+        if self.masked:
+            return torch.cat([hidden, token], dim=1), hidden.shape[1]
+        return torch.cat([token, hidden[:, 1:]], dim=1), 0
+
+    def _prompts(self, layer: int, images: int, dtype: torch.dtype) -> Tensor:
+        """The learned tokens of a layer, [B, m, D], with dropout."""
+        prompts = self.memory[layer].expand(images, -1, -1)
+        return F.dropout(prompts, self.spec.prompt_dropout, self.training).to(dtype)
+
+    def _mask(self, tokens: int, base_tokens: int) -> Tensor:
+        """[1, tokens, tokens]: the base's tokens see each other only; class token and memory see all."""
+        mask = torch.zeros(1, tokens, tokens, device=self.memory[0].device)
+        mask[:, :base_tokens, base_tokens:] = float("-inf")
+        return mask
+
+    def layer(self, index: int, hidden: Tensor, memory: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """One layer in joint form: [B, tokens, D] -> the same; memory [B, m, D] before the norm."""
+        layer = self.base.vit.layers[index]
+        if memory is not None and self.spec.memory_norm:
+            memory = layer.layernorm_before(memory)
+        context, _ = self.attention[index](layer.layernorm_before(hidden), memory, mask, need_weights=False)
+        hidden = context + hidden
+        return layer.mlp(layer.layernorm_after(hidden)) + hidden
+
+
+def run(layer: Any, *inputs: Any, again: bool) -> Tensor:
+    """`layer(*inputs)`, computed again in the backward pass instead of kept, if so wanted."""
+    return checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
+
+
+class Learned:
+    """What a network learns, and nothing else of it, as `train` asks a head for it.
+
+    Batch norm's running statistics belong to it where the norm's own weights are learned.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        stored = network.state_dict().keys()
+        self.names += [
+            f"{prefix}.{name}"
+            for prefix, module in network.named_modules()
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+            for name, _ in module.named_buffers(recurse=False)
+            if f"{prefix}.{name}" in stored
+        ]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those that are learned."""
+        return (parameter for parameter in self.network.parameters() if parameter.requires_grad)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Under their names in the network; not copied."""
+        whole = self.network.state_dict()
+        return {name: whole[name] for name in self.names}
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """The reverse of `state_dict`. Raises ValueError if a tensor is missing, unexpected or of another shape."""
+        mine = self.state_dict()
+        differing = [
+            f"{name}: found {list(tensors[name].shape) if name in tensors else 'nothing'}, "
+            f"expected {list(mine[name].shape) if name in mine else 'nothing'}"
+            for name in sorted(mine.keys() | tensors.keys())
+            if name not in mine or name not in tensors or mine[name].shape != tensors[name].shape
+        ]
+        if differing:
+            raise ValueError(f"These tensors are not what the network learns: {'; '.join(differing[:4])}.")
+        for name, tensor in mine.items():
+            tensor.copy_(tensors[name])
+
+
+class TunedModel(nn.Module):
+    """Networks by name, behind the surface of MemoryCapableViT that training, evaluation and prediction use.
+
+    Attributes:
+        heads: name -> `Learned`.
+        fingerprint, base_id: of the base that they were made from.
+    """
+
+    has_base_classifier = False
+
+    def __init__(self, networks: Mapping[str, nn.Module], fingerprint: str, base_id: str | None) -> None:
+        super().__init__()
+        self.names = list(networks)
+        self.networks = nn.ModuleList(networks.values())  # not by name: names of heads may hold what modules' may not
+        self.heads = {name: Learned(network) for name, network in networks.items()}
+        self.fingerprint, self.base_id = fingerprint, base_id
+
+    @property
+    def head_names(self) -> list[str]:
+        return list(self.names)
+
+    def set_image_size(self, size: int | Sequence[int]) -> None:
+        """As `MemoryCapableViT.set_image_size`; convolutional networks take images of any size as they are."""
+        for network in self.networks:
+            if isinstance(network, (WeightTuning, PromptTuning)):
+                network.base.set_image_size(size)
+
+    def train_only(self, names: Iterable[str]) -> list[nn.Parameter]:
+        """The learned parameters of these networks. Raises KeyError for an unknown name."""
+        return [parameter for name in names for parameter in self.heads[name].parameters()]
+
+    def forward(
+        self, pixel_values: Tensor, heads: Sequence[str] | None = None, with_base: bool = False,
+        labels: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, ImageClassifierOutput]:  # fmt: skip
+        """As `MemoryCapableViT.forward`: a pass of its own for each network, and never an answer of the base."""
+        answers = {}
+        for name in self.names if heads is None else heads:
+            logits = self.heads[name].network(pixel_values)  # [B, C]
+            loss = F.cross_entropy(logits, labels[name]) if labels and name in labels else None
+            answers[name] = ImageClassifierOutput(loss, logits)
+        return answers

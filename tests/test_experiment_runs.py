@@ -1,0 +1,261 @@
+"""`python -m learnable_memory experiments run`: a small card on a tiny base and Digits, from cards to results."""
+
+import json
+from textwrap import dedent
+
+import numpy as np
+import pytest
+import torch
+
+from learnable_memory import heads
+from learnable_memory.__main__ import main
+from learnable_memory.commands import experiment_runs
+from learnable_memory.commands.experiment_runs import missing, passes
+from learnable_memory.experiments.card import read_card
+from learnable_memory.experiments.results import Results, unpack_right
+from test_commands import base, brightness, colours, save_base, train  # noqa: F401 (fixtures)
+
+CARD = """
+title: A card
+question: Does it run?
+paper: none
+command: python -m learnable_memory experiments run small
+expected_time: seconds
+expected_result: none
+grids:
+  - name: main
+    data_seeds: [0, 1]
+    options: {{base_model: {base}, batch_size: 8, epochs: 2, memory_norm: true}}
+    over:
+      data:
+        - {{label: colours, dataset: "folder:{colours}"}}
+        - {{label: brightness, dataset: "folder:{brightness}"}}
+      method:
+        - {{label: head, method: head, lr: [0.1, 0.3]}}
+        - {{label: 2 cells, method: memory, number_of_memory_tokens: 2, lr: [0.1, 0.3]}}
+        - label: 2 cells, after the norm
+          method: memory
+          number_of_memory_tokens: 2
+          memory_norm: false
+          lr: [0.1]
+        - {{label: unmasked, method: memory, number_of_memory_tokens: 2, masking: none, lr: [0.1]}}
+        - {{label: full, method: full, lr: [0.03]}}
+tables:
+  - {{title: Top-1, grid: main, rows: method, columns: data, value: top1, differences: [{{of: 2 cells, to: head}}]}}
+figures:
+  - {{kind: points, name: accuracy, title: Accuracy, grid: main, rows: method, columns: data}}
+together:
+  - {{name: concatenation, title: Concatenated, kind: concatenation, grid: main, heads: {{method: 2 cells}},
+     along: data, order: [colours, brightness], rows: data, value: [alone_top1, top1]}}
+  - {{name: extension, title: Extended, kind: extension, grid: main, heads: {{method: 2 cells}}, along: data,
+     order: [brightness, colours], rows: data, value: top1}}
+  - {{name: unmasked, title: Unmasked, kind: unmasked, grid: main, heads: {{method: unmasked}}, along: data,
+     order: [colours, brightness], rows: together, columns: data, value: top1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def card_file(tmp_path_factory, base, colours, brightness):  # noqa: F811
+    folder = tmp_path_factory.mktemp("small")
+    text = dedent(CARD).format(base=base, colours=colours, brightness=brightness)
+    (folder / "card.yaml").write_text(text)
+    return folder / "card.yaml"
+
+
+@pytest.fixture(scope="module")
+def ran(card_file):
+    """The folder of the card after its run."""
+    assert run(card_file) == 0
+    return card_file.parent
+
+
+def run(card_file, *flags: str) -> int:
+    return main(["experiments", "run", str(card_file), "--workers", "0", "--device", "cpu", "--no_download", *flags])
+
+
+def rows(folder, kind: str = "run") -> list[dict]:
+    return [row for row in Results(folder / "results.jsonl").rows() if row["kind"] == kind]
+
+
+def where(folder) -> dict:
+    return {"directory": folder, "output": folder / "runs", "workers": 0, "device": "cpu", "no_download": True}
+
+
+def test_runs_are_all_rates_on_the_first_data_seed_and_the_best_on_the_second(ran):
+    done = rows(ran)
+    per_data = 2 + 2 + 1 + 1 + 1 + 5  # all rates with seed 0, one of each of five methods with seed 1
+    assert len(done) == 2 * per_data
+    assert len({row["key"] for row in done}) == len(done)
+    for data in ("colours", "brightness"):
+        mine = [row for row in done if row["labels"] == {"data": data, "method": "2 cells"}]
+        first = {row["lr"]: row for row in mine if row["data_seed"] == 0}
+        (second,) = (row for row in mine if row["data_seed"] == 1)
+        assert set(first) == {0.1, 0.3}
+        best = max(first.values(), key=lambda row: (row["select"]["top1"], -row["select"]["loss"]))
+        assert second["lr"] == best["lr"]
+
+
+def test_masked_heads_share_a_pass_and_others_do_not(ran):
+    for row in rows(ran):
+        alone = row["method"] == "full" or row["masking"] == "none"
+        heads_of_a_pass = {0: 2 + 2 + 1, 1: 3}[row["data_seed"]]
+        assert row["heads_in_pass"] == (1 if alone else heads_of_a_pass)
+        assert row["combinable"] is not alone
+        right = unpack_right(row["eval_right"], row["eval"]["images"])
+        assert np.mean(right) == row["eval"]["top1"]
+        assert row["seed"] == row["data_seed"]
+
+
+def test_a_run_is_the_one_of_vit_train(ran, tmp_path, base, colours):  # noqa: F811
+    flags = ["-d", f"folder:{colours}", "-e", "2", "-m", "2", "--lr", "0.1", "--data_seeds", "1", "--seed", "1"]
+    train(base, tmp_path, *flags)
+    expected = heads.load(tmp_path / "colours_model.safetensors").metadata["metrics"]["eval"]
+    labels = {"data": "colours", "method": "2 cells, after the norm"}
+    (row,) = (row for row in rows(ran) if row["labels"] == labels and row["data_seed"] == 1)
+    train(base, tmp_path, *flags, "--no-memory_norm", "--overwrite")
+    expected = heads.load(tmp_path / "colours_model.safetensors").metadata["metrics"]["eval"]
+    assert row["eval"]["top1"] == expected["top1"]
+    assert row["eval"]["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_what_is_there_does_not_run_again(ran, monkeypatch, capsys):
+    before = (ran / "results.jsonl").read_bytes()
+    monkeypatch.setattr(experiment_runs, "run_pass", lambda *args, **kwargs: pytest.fail("a run that is there"))
+    assert run(ran / "card.yaml") == 0
+    assert "small0: nothing is missing" in capsys.readouterr().out.replace(ran.name, "small0")
+    assert (ran / "results.jsonl").read_bytes() == before
+
+
+def test_the_report_is_the_same_bytes_each_time(ran):
+    written = {path.name: path.read_bytes() for path in ran.iterdir() if path.suffix in (".md", ".png")}
+    assert set(written) == {"report.md", "accuracy.png"}
+    assert main(["experiments", "report", str(ran / "card.yaml")]) == 0
+    assert {name: (ran / name).read_bytes() for name in written} == written
+
+
+def test_heads_put_together_answer_as_alone(ran):
+    done = rows(ran, "together")
+    concatenated = [row for row in done if row["analysis"] == "concatenation"]
+    assert len(concatenated) == 2 * 2
+    assert all(row["top1"] == row["alone_top1"] for row in concatenated)
+
+
+def test_the_first_of_an_extension_and_of_an_unmasked_row_is_as_alone(ran):
+    done = rows(ran, "together")
+    extended = [row for row in done if row["analysis"] == "extension"]
+    assert [row["labels"]["data"] for row in extended] == ["brightness", "colours"] * 2
+    assert all(row["top1"] == row["alone_top1"] for row in extended[::2])
+    unmasked = [row for row in done if row["analysis"] == "unmasked"]
+    assert [row["labels"] for row in unmasked[:3]] == [
+        {"data": "colours", "together": "colours"},
+        {"data": "colours", "together": "colours + brightness"},
+        {"data": "brightness", "together": "colours + brightness"},
+    ]
+    assert unmasked[0]["top1"] == unmasked[0]["alone_top1"]
+
+
+def test_what_an_analysis_needs_is_trained_again_where_it_was_not_kept(ran, tmp_path, caplog):
+    text = (ran / "card.yaml").read_text()
+    (tmp_path / "card.yaml").write_text(text)
+    runs = [row for row in rows(ran)]
+    for row in runs:
+        Results(tmp_path / "results.jsonl").append(row)
+    assert run(tmp_path / "card.yaml") == 0
+    assert "trained once more" in caplog.text
+    assert rows(tmp_path) == runs
+    key = lambda row: json.dumps([row["analysis"], row["labels"], row["data_seed"]])  # noqa: E731
+    again = {key(row): row["top1"] for row in rows(tmp_path, "together")}
+    assert again == {key(row): row["top1"] for row in rows(ran, "together")}
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_interrupted_card_goes_on(card_file, ran, tmp_path, monkeypatch):
+    """Broken off after two passes, and within the third: the rest runs, and the results are those of a whole run."""
+    plain, calls = experiment_runs.Pass.run, []
+
+    def breaking(self, checkpoint, ending):
+        calls.append(self)
+        if len(calls) == 3:
+            checkpoint.every = 1  # a state to go on from
+            with monkeypatch.context() as inside:
+                inside.setattr("learnable_memory.train.choose_epoch", _stop)
+                plain(self, checkpoint, ending)
+        return plain(self, checkpoint, ending)
+
+    monkeypatch.setattr(experiment_runs.Pass, "run", breaking)
+    with pytest.raises(Stop):
+        run(card_file, "--output", str(tmp_path), "--only", "colours")
+    before = rows(tmp_path)
+    assert len(before) in (2, 6)  # of two passes
+    assert run(card_file, "--output", str(tmp_path), "--only", "colours", "--resume") == 0
+    mine = {row["key"]: row["eval"] | {"images_per_second": 0} for row in rows(tmp_path)}
+    whole = {r["key"]: r["eval"] | {"images_per_second": 0} for r in rows(ran) if r["labels"]["data"] == "colours"}
+    assert mine == whole
+
+
+def _stop(*args):
+    raise Stop
+
+
+def test_only_limits_the_dimensions_that_its_labels_belong_to(card_file, tmp_path):
+    card = read_card(card_file)
+    runs = missing(card, [], where(tmp_path), ["colours", "head", "full"])
+    assert {tuple(run.variant.labels.values()) for run in runs} == {("colours", "head"), ("colours", "full")}
+    assert len(list(passes(runs))) == 2
+    with pytest.raises(ValueError, match=r"^--only names Colours, but the labels are: 2 cells, .*, unmasked\.$"):
+        missing(card, [], where(tmp_path), ["Colours"])
+
+
+def test_the_rest_is_planned_for_its_cost(card_file, tmp_path):
+    card = read_card(card_file)
+    now, whole = (missing(card, [], where(tmp_path), whole=whole) for whole in (False, True))
+    assert len(now) == 2 * 7 and len(whole) == 2 * 12
+
+
+def test_cost_measures_each_kind_of_pass_once(card_file, tmp_path, capsys):
+    common = ["--workers", "0", "--device", "cpu", "--no_download", "--output", str(tmp_path)]
+    assert main(["experiments", "cost", str(card_file), *common, "--only", "colours"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[:1] for line in printed[1:5]] == [["colours,"]] * 4
+    assert "colours, head and 4 more heads" in printed[1] and "colours, head and 2 more heads" in printed[2]
+    assert printed[-1].startswith("6 passes, ") and " GiB" in printed[-1]
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_cost_of_a_finished_card_is_nothing(ran, capsys):
+    assert main(["experiments", "cost", str(ran / "card.yaml"), "--workers", "0", "--device", "cpu"]) == 0
+    assert "nothing is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kind: extension": "kind: stretch"}, "kind is 'stretch', but it has to be one of concatenation, extension, "),
+        ({"order: [brightness, colours]": "order: [red]"}, "data has no red: colours, brightness."),
+        ({"along: data": "along: method"}, "along and heads have to name the dimensions data, method, each once."),
+        ({"grid: main, heads": "grid: other, heads"}, "grid is 'other', but the grids are main."),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_a_wrong_analysis_is_refused_before_anything_runs(card_file, tmp_path, capsys, change, said):
+    text = card_file.read_text()
+    for old, new in change.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "card.yaml").write_text(text)
+    assert run(tmp_path / "card.yaml") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_the_machine_is_named(ran):
+    assert all(row["machine"] == {"device": "cpu", "threads": torch.get_num_threads()} for row in rows(ran))
+
+
+def test_list_shows_the_cards_that_ship(capsys):
+    assert main(["experiments", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("table2", "masking", "memory_update", "sizes", "fine_tuning", "prompts"))

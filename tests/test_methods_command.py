@@ -1,0 +1,196 @@
+"""`vit_train.py --method ...`: every method through the same command line, on a tiny base and generated images."""
+
+import json
+
+import pytest
+import torch
+
+import vit_train
+from learnable_memory import heads, tuned_files
+from learnable_memory.commands import passes as passes_module
+from learnable_memory.commands import run_command
+from learnable_memory.experiments.results import unpack_right
+from test_commands import QUICK, base, brightness, colours, save_base, train, validate  # noqa: F401 (fixtures)
+from test_convolutional import saved
+
+APART = ["full", "bias", "lora", "vpt-shallow", "vpt-deep"]
+
+
+def refused(capsys, *flags: str) -> str:
+    assert run_command(vit_train.main, [*QUICK, *map(str, flags)], prog="prog") == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def grid_of(folder, name: str) -> dict[str, dict]:
+    return {row["head"]: row for row in json.loads((folder / f"{name}_grid.json").read_text())["cells"]}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--method", method] for method in APART),
+        ["--masking", "none"],
+        ["--masking", "none", "--no-train_class_token"],
+        ["--masking", "none", "--no-memory_norm"],
+        ["--memory_update", "propagate"],
+        ["--memory_update", "additive", "--masking", "none"],
+    ],
+    ids=" ".join,
+)
+def test_each_method_leaves_a_file_that_validation_repeats(tmp_path, base, colours, flags, capsys):  # noqa: F811
+    train(base, tmp_path, "-d", f"folder:{colours}", "-e", "2", "--lr", "0.1", *flags)
+    file = tuned_files.load(tmp_path / "colours_model.safetensors")
+    assert file.metadata["combinable"] is False and file.metadata["reason"]
+    assert "network " in capsys.readouterr().out
+    validate(tmp_path, "-m", "colours")
+    assert "+0.00" in capsys.readouterr().out
+
+
+def test_a_grid_of_all_methods_is_one_pass_of_heads_and_one_of_each_other(tmp_path, base, colours, monkeypatch):  # noqa: F811
+    passes = []
+    plain = passes_module.Pass.run
+
+    def counted(self, *args):
+        passes.append(len(self.names))
+        return plain(self, *args)
+
+    monkeypatch.setattr(passes_module.Pass, "run", counted)
+    train(
+        base, tmp_path, "-d", f"folder:{colours}", "-e", "2", "--lr", "0.1", "0.3", "--method", "head", "memory",
+        "full", "-m", "0", "2", "--masking", "masked", "none", "--keep_all",
+    )  # fmt: skip
+    assert sorted(passes) == [1, 1, 1, 1, 6]  # 2 rates of: probe, head+class, masked; unmasked; full
+    cells = grid_of(tmp_path, "colours")
+    assert len(cells) == 10
+    for name, row in cells.items():
+        path = tmp_path / f"{name}_model.safetensors"
+        if row["method"] == "full" or row["masking"] == "none":
+            assert tuned_files.load(path).name == name and row["heads_in_pass"] == 1
+        else:
+            assert heads.load(path).metadata["name"] == name and row["heads_in_pass"] == 6
+        right = unpack_right(row["eval_right"], row["eval"]["images"])
+        assert right.mean() == row["eval"]["top1"]
+        assert row["steps"] == 2 * 6 and row["train_seconds"] > 0 and row["peak_memory_bytes"] > 0
+    assert not list((tmp_path / "colours_run").glob("*.safetensors"))
+
+
+def test_a_cell_of_a_grid_is_the_run_alone(tmp_path, base, colours):  # noqa: F811
+    common = ["-d", f"folder:{colours}", "-e", "2", "--lr", "0.1"]
+    train(base, tmp_path / "grid", *common, "--method", "head", "vpt-deep", "full", "-m", "3", "--keep_all")
+    for method, name in (("vpt-deep", "colours-vpt-deep3_lr0p1_s0"), ("full", "colours-full_lr0p1_s0")):
+        count = ["-m", "3"] if method == "vpt-deep" else []
+        train(base, tmp_path / method, *common, "--method", method, *count)
+        alone = tuned_files.load(tmp_path / method / "colours_model.safetensors").tensors
+        in_grid = tuned_files.load(tmp_path / "grid" / f"{name}_model.safetensors").tensors
+        assert alone.keys() == in_grid.keys()
+        assert all(torch.equal(alone[key], in_grid[key]) for key in alone)
+
+
+def test_one_that_diverges_ends_alone(tmp_path, base, colours, caplog):  # noqa: F811
+    rates = ["--lr", "0.01", "1e30"]
+    train(base, tmp_path, "-d", f"folder:{colours}", "-e", "1", *rates, "--method", "full", "head")
+    cells = grid_of(tmp_path, "colours")
+    assert cells["colours-full_lr1e+30_s0"]["diverged_at"] is not None
+    assert cells["colours-full_lr1e+30_s0"]["eval"] is None
+    assert cells["colours-full_lr0p01_s0"]["eval"] is not None
+    assert "The other passes go on." in caplog.text
+
+
+def test_alone_a_diverging_method_is_refused_as_a_head_is(tmp_path, base, colours, capsys):  # noqa: F811
+    flags = ["--base_model", base, "-d", f"folder:{colours}", "-e", "1", "--lr", "1e30", "--method", "full"]
+    assert "lower --lr" in refused(capsys, *flags, "--output", tmp_path)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_grid_that_broke_off_goes_on_with_the_passes_that_are_missing(tmp_path, base, colours, monkeypatch):  # noqa: F811
+    flags = ["-d", f"folder:{colours}", "-e", "2", "--lr", "0.1", "--method", "full", "head", "vpt-deep", "--keep_all"]
+    train(base, tmp_path / "whole", *flags)
+    plain, trained = passes_module.train, []
+
+    def breaking(model, names, *args, **kwargs):
+        if len(trained) == 2:
+            raise Stop
+        trained.append(names)
+        return plain(model, names, *args, **kwargs)
+
+    monkeypatch.setattr(passes_module, "train", breaking)
+    with pytest.raises(Stop):
+        train(base, tmp_path / "broken", *flags)
+    assert not (tmp_path / "broken" / "colours_model.safetensors").exists()
+    monkeypatch.setattr(
+        passes_module, "train", lambda *args, **kwargs: trained.append(args[1]) or plain(*args, **kwargs)
+    )
+    train(base, tmp_path / "broken", *flags, "--resume")
+    assert len(trained) == 3
+    for path in (tmp_path / "whole").glob("*-full*.safetensors"):
+        one, other = (tuned_files.load(tmp_path / run / path.name).tensors for run in ("whole", "broken"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_checkpointing_changes_no_bit(tmp_path, base, colours):  # noqa: F811
+    for name, flags in {"kept": [], "again": ["--gradient_checkpointing"]}.items():
+        train(base, tmp_path / name, "-d", f"folder:{colours}", "-e", "2", "--masking", "none", "-m", "2", *flags)
+    kept, again = (
+        tuned_files.load(tmp_path / name / "colours_model.safetensors").tensors for name in ("kept", "again")
+    )
+    assert all(torch.equal(kept[key], again[key]) for key in kept)
+
+
+def test_full_fine_tuning_in_bfloat16_learns_float32_weights(tmp_path, base, colours, capsys):  # noqa: F811
+    flags = ["-d", f"folder:{colours}", "-e", "2", "--precision", "bfloat16", "--lr", "0.1"]
+    train(base, tmp_path, *flags, "--method", "full")
+    file = tuned_files.load(tmp_path / "colours_model.safetensors")
+    weights = [tensor for name, tensor in file.tensors.items() if name.endswith("fc1.weight")]
+    assert all(not torch.equal(weight, weight.bfloat16().float()) for weight in weights)
+    capsys.readouterr()
+    validate(tmp_path, "-m", "colours")
+    assert "+0.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_a_convolutional_base(tmp_path, colours, method, capsys):  # noqa: F811
+    resnet = tmp_path / "resnet"
+    saved("resnet", resnet)
+    train(resnet, tmp_path, "-d", f"folder:{colours}", "-e", "2", "--lr", "0.1", "--method", method)
+    assert tuned_files.load(tmp_path / "colours_model.safetensors").metadata["kind"] == "convolutional"
+    capsys.readouterr()
+    validate(tmp_path, "-m", "colours")
+    assert "+0.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--method", "full", "--cache", "memory"], "--cache keeps what the base makes of an image, but with full"),
+        (["--method", "full", "head", "--extends", "Digits"], "--extends builds on heads, but of full it changes"),
+        (["--method", "full", "--masking", "none"], "--masking and --memory_update belong to --method memory"),
+        (["--no-train_class_token"], "--no-train_class_token belongs to --masking none"),
+        (["--memory_update", "additive", "-m", "0"], "need memory, but --number_of_memory_tokens is 0"),
+        (["--method", "vpt-deep", "-m", "0"], "vpt-deep needs at least one prompt"),
+        (["--attn_implementation", "flash_attention_2"], "needs --precision bfloat16"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_does_not_go_together_is_refused(tmp_path, base, colours, capsys, flags, said):  # noqa: F811
+    with pytest.raises(SystemExit) as ended:
+        vit_train.main([*QUICK, "-d", f"folder:{colours}", "--base_model", str(base), *flags])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_convolutional_base_has_no_tokens_for_memory(tmp_path, colours, capsys):  # noqa: F811
+    resnet = tmp_path / "resnet"
+    saved("resnet", resnet)
+    flags = ["-d", f"folder:{colours}", "--base_model", resnet, "--output", tmp_path]
+    assert "it has no tokens for memory, 1 cell. Legal are --method full and head." in refused(capsys, *flags)
+    assert "--cache and --extends are for heads" in refused(capsys, *flags, "--method", "head", "--cache", "memory")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where flash attention may work")
+def test_attention_that_this_machine_lacks_is_refused(tmp_path, base, colours, capsys):  # noqa: F811
+    flags = ["-d", f"folder:{colours}", "--base_model", base, "--precision", "bfloat16", "--output", tmp_path]
+    error = refused(capsys, *flags, "--attn_implementation", "flash_attention_2")
+    assert "--attn_implementation flash_attention_2 does not work here" in error
