@@ -15,7 +15,7 @@ class Best:
     Attributes:
         epoch: counted from 0; -1 before the first.
         score: on the selection split.
-        tensors: the head's state dict then.
+        tensors: the head's state dict then, on the CPU.
         diverged_at: the step, from 1, at which its loss or gradient was not finite and it was stopped; None if it went
             through.
         steps, seconds: of the whole pass, and what its steps took, loading included and selection not; known at the
@@ -48,5 +48,6 @@ class Best:
         if self.score is not None and (score.top1, -score.loss) <= (self.score.top1, -self.score.loss):
             return False
         self.epoch, self.score = epoch, score
-        self.tensors = {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
+        # Not on the device: of a network that is learned whole that would be another whole network there.
+        self.tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in head.state_dict().items()}
         return True

@@ -109,7 +109,7 @@ def stopping_on_signals() -> Iterator[StopRequest]:
 
 
 def random_state() -> dict[str, Any]:
-    """Torch's global generators. Nothing of this project draws from them; what a notebook adds might."""
+    """Torch's global generators, which dropout draws from; all else of this project has generators of its own."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 

@@ -9,6 +9,7 @@ import importlib.util
 import pickle
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,11 @@ from torch.nn import functional as F
 
 from learnable_memory.bases import PROCESSOR, read_config, read_processor
 from learnable_memory.families.plain import some
+from learnable_memory.families.refused import CONVOLUTIONAL_NAMES, CONVOLUTIONAL_TYPES
 from learnable_memory.families.timm_models import timm_preprocessing
 from learnable_memory.head_metadata import content_hash
 from learnable_memory.method_spec import OF_ANY_NETWORK, MethodSpec
+from learnable_memory.methods import new_classifier
 from learnable_memory.pickles import unreadable
 from learnable_memory.transforms import Preprocessing
 
@@ -30,20 +33,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
-MODEL_TYPES = ("resnet", "bit", "regnet", "convnext", "convnextv2")  # of transformers
 TIMM = "timm_wrapper"  # transformers' type for all of timm's; their own files have none
-ARCHITECTURES = r"^(wide_)?(resnet|resnext|regnet|convnext)(?!.*_clip)"  # timm's; CLIP's ResNets pool by attention
 STRETCHED = 384  # pixels from which on ConvNeXt's processor cuts nothing away
-
-CLASSIFIER_STD = 0.02
 
 
 def is_convolutional(config: Mapping[str, Any]) -> bool:
     """Whether a config.json, transformers' or timm's, is that of a network that `ConvolutionalBase` opens."""
     kind = config.get("model_type")
     if kind in (None, TIMM):
-        return re.search(ARCHITECTURES, config.get("architecture", "")) is not None
-    return kind in MODEL_TYPES
+        return re.search(CONVOLUTIONAL_NAMES, config.get("architecture", "")) is not None
+    return kind in CONVOLUTIONAL_TYPES
 
 
 class ConvolutionalBase:
@@ -78,7 +77,7 @@ class ConvolutionalBase:
             found = config.get("architecture") or config.get("model_type")
             raise ValueError(
                 f"{place} holds no convolutional network that is known here (found {found!r}); legal: folders of "
-                f"{', '.join(MODEL_TYPES)}, and of timm's ResNet, BiT, RegNet and ConvNeXt"
+                f"{', '.join(CONVOLUTIONAL_TYPES)}, and of timm's ResNet, BiT, RegNet and ConvNeXt"
             )
         if "architecture" not in config:
             return cls(_load(place), base_id, _preprocessing(place))
@@ -89,6 +88,40 @@ class ConvolutionalBase:
         # The wrapper gave it what is usual for its architecture, not what is in the folder.
         model.timm_model.pretrained_cfg = config.get("pretrained_cfg", config)
         return cls(model, base_id, timm_preprocessing(f"timm's {config['architecture']}", model.timm_model))
+
+    @cached_property
+    def batch_norms(self) -> list[str]:
+        """The names of its batch norms, whose running statistics each batch of a training moves."""
+        modules = self.model.named_modules()
+        return [name for name, module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+    def check(self, spec: MethodSpec, gradient_checkpointing: bool = False, processes: int = 1) -> None:
+        """What can be said before a network is made.
+
+        Raises ValueError for a method of ViTs, and where checkpointing is not there or would change the result, as
+        several processes would.
+        """
+        if spec.method not in OF_ANY_NETWORK:
+            raise ValueError(
+                f"{spec.label} belongs to the layers of a ViT, and {self.base_id} is convolutional: give "
+                f"{' or '.join(f'--method {method}' for method in OF_ANY_NETWORK)}, or another --base_model."
+            )
+        if gradient_checkpointing and not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"{self.base_id} is a {type(self.model).__name__}, which has no gradient checkpointing: leave "
+                "--gradient_checkpointing, or take the same network from timm."
+            )
+        moved = self.batch_norms if spec.method == "full" else []
+        if moved and gradient_checkpointing:
+            raise ValueError(
+                f"{self.base_id} has batch norms ({moved[0]}), whose running statistics would count each batch twice, "
+                "because gradient checkpointing computes layers twice: leave --gradient_checkpointing."
+            )
+        if moved and processes > 1:
+            raise ValueError(
+                f"{self.base_id} has batch norms ({moved[0]}), which {processes} processes would feed with different "
+                "parts of each batch: train it in one process, or take a network without, such as BiT or ConvNeXt."
+            )
 
     def network(
         self, spec: MethodSpec, num_labels: int, generator: torch.Generator | None = None,
@@ -102,48 +135,28 @@ class ConvolutionalBase:
             gradient_checkpointing: keep fewer activations, and compute them again for the gradients.
             autocast: the precision of the arithmetic of all but the classifier; None for float32.
 
-        Raises ValueError for another method, and where checkpointing is not there or would change the result.
+        Raises ValueError as `check`.
         """
-        if spec.method not in OF_ANY_NETWORK:
-            raise ValueError(
-                f"{spec.label} belongs to the layers of a ViT, and {self.base_id} is convolutional: give "
-                f"{' or '.join(f'--method {method}' for method in OF_ANY_NETWORK)}, or another --base_model."
-            )
+        self.check(spec, gradient_checkpointing)
         whole = spec.method == "full"
         kept = () if whole else chain(self.model.parameters(), self.model.buffers())
         model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in kept})
         name = _classifier_name(model)
         parent, _, child = name.rpartition(".")
-        classifier = Classifier(model.get_submodule(name).weight.shape[1], num_labels, generator)
+        classifier = Classifier(new_classifier(model.get_submodule(name).weight.shape[1], num_labels, generator))
         setattr(model.get_submodule(parent), child, classifier)
         if gradient_checkpointing:
-            self._checkpoint(model, whole)
+            # transformers 5.23 has a new name for it, and warns of the old one.
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
         return ConvolutionalNetwork(model, classifier, whole, autocast)
-
-    def _checkpoint(self, model: "PreTrainedModel", whole: bool) -> None:
-        if not model.supports_gradient_checkpointing:
-            raise ValueError(
-                f"{self.base_id} is a {type(model).__name__}, which has no gradient checkpointing: leave "
-                "--gradient_checkpointing, or take the same network from timm."
-            )
-        norms = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        if whole and norms:
-            raise ValueError(
-                f"{self.base_id} has batch norms ({norms[0]}), whose running statistics would count each batch twice, "
-                "because gradient checkpointing computes layers twice: leave --gradient_checkpointing."
-            )
-        # transformers 5.23 has a new name for it, and warns of the old one.
-        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
 
 
 class Classifier(nn.Module):
     """A linear map from pooled features of any dtype, [B, D] or [B, D, 1, 1], to float32 logits [B, C]."""
 
-    def __init__(self, width: int, num_labels: int, generator: torch.Generator | None) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        # Drawn on the CPU, so that a seed means the same classifier on every device.
-        self.weight = nn.Parameter(torch.empty(num_labels, width).normal_(0.0, CLASSIFIER_STD, generator=generator))
-        self.bias = nn.Parameter(torch.zeros(num_labels))
+        self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):

@@ -26,6 +26,7 @@ from learnable_memory.sources.small import (
     read_cifar100,
     read_digits,
     read_fashion_mnist,
+    read_fashion_subset,
     read_mnist,
 )
 from learnable_memory.wording import unknown_data_set
@@ -119,6 +120,7 @@ DATA_SETS = {
     "CUB": _Entry(read_cub, CROP),
     "Digits": _Entry(read_digits, "shift"),
     "FashionMNIST": _Entry(read_fashion_mnist, "flip"),
+    "FashionMNIST-subset": _Entry(read_fashion_subset, "flip"),
     "Flowers": _Entry(read_flowers, CROP),
     "ImageNet": _Entry(read_imagenet, CROP),
     "INaturalist": _Entry(read_inaturalist, CROP),

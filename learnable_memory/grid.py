@@ -1,9 +1,9 @@
-"""A grid of heads: every combination of what `vit_train.py` was given several values of, and what became of each.
+"""A grid: every combination of what `vit_train.py` was given several values of, and what became of each.
 
-    for cell in cells(options):                     # one head for each
-        model.add_head(f"{options.name}_{cell.name}", ...)
+    for cell in cells(options):                     # each is a head, or a network of its own
+        print(f"{options.name}-{cell.name}")
     print(table(outcomes))                          # for the terminal
-    best(outcomes).head                             # the one to keep
+    best(outcomes).head                             # the name of the one to keep
     rows = [outcome.row() for outcome in outcomes]  # for JSON; Outcome.from_row(row) gives it back
 
 Standard library only: a grid can be counted and named before anything heavy is imported.
@@ -59,7 +59,7 @@ def cells(options: TrainOptions) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one head of a grid.
+    """What became of one cell of a grid.
 
     Attributes:
         cell: what it is.
@@ -128,7 +128,7 @@ def best(outcomes: Sequence[Outcome]) -> Outcome:
     """
     whole = [outcome for outcome in outcomes if not outcome.diverged]
     if not whole:
-        raise ValueError("Every head of the grid has diverged: lower --lr.")
+        raise ValueError("Everything that was trained has diverged: lower --lr.")
     return min(whole, key=lambda outcome: (-outcome.select["top1"], outcome.select["loss"]))
 
 
@@ -157,7 +157,7 @@ def accuracies(outcomes: Iterable[Outcome], split: Split) -> list[float]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The grid as text: a line of headings, then one for each kind of head and rate, in the order of `outcomes`.
+    """The grid as text: a line of headings, then one for each method and rate, in the order of `outcomes`.
 
     Accuracies are in percent: the mean over the runs that did not diverge and, of several, their sample standard
     deviation; "-" where no run is left. Runs differ in `--seeds` and `--data_seeds`.

@@ -104,16 +104,36 @@ class MethodSpec:
     @property
     def name(self) -> str:
         """Short, and made of what names of heads may be made of: `m5`, `probe`, `full`, `m5-unmasked`, `lora8`."""
+        of_memory = self.method in ("memory", "head+class")
+        first = f"m{self.memory_tokens}" if of_memory else f"{self._stem}{self.memory_tokens or ''}"
+        return "-".join([first, *self._switches])
+
+    @property
+    def family(self) -> str:
+        """What those have in common that differ in their memory tokens, or prompts: `memory`, `unmasked`, `vpt-deep`.
+
+        Of masked memory and head+class it is `memory`, whatever the norm; of what has no such number the name.
+        """
         if self.method in ("memory", "head+class"):
-            parts = [f"m{self.memory_tokens}"]
-            parts += ["unmasked"] * (self.masking == "none") + [self.memory_update] * (self.memory_update != "none")
-            parts += ["nonorm"] * (not self.memory_norm and self.memory_tokens > 0)
-            parts += ["frozenclass"] * (not self.train_class_token)
-            return "-".join(parts)
-        numbers = {"head": "probe", "lora": f"lora{self.rank}"}
-        name = numbers.get(self.method, f"{self.method}{self.memory_tokens or ''}")
-        # A point is not legal in a head's name.
-        return name + f"-dropout{self.prompt_dropout}".replace(".", "p") * (self.prompt_dropout > 0)
+            return "memory" if self.combinable else "-".join(self._switches)
+        return "-".join([self._stem, *self._switches])
+
+    @property
+    def _stem(self) -> str:
+        return {"head": "probe", "lora": f"lora{self.rank}"}.get(self.method, self.method)
+
+    @property
+    def _switches(self) -> list[str]:
+        """What is not as usual."""
+        told = {
+            "unmasked": self.masking == "none",
+            self.memory_update: self.memory_update != "none",
+            "nonorm": not self.memory_norm and self.memory_tokens > 0,
+            "frozenclass": not self.train_class_token,
+            # A point is not legal in a head's name.
+            f"dropout{self.prompt_dropout}".replace(".", "p"): self.prompt_dropout > 0,
+        }
+        return [switch for switch, is_on in told.items() if is_on]
 
     @property
     def label(self) -> str:

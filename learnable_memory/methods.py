@@ -14,6 +14,7 @@ learned wants gradients.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -45,14 +46,30 @@ def build_network(
         autocast: of methods that learn the base's own weights, the precision of the arithmetic; the others compute in
             that of the base.
 
-    Raises ValueError for a method that heads are for, weights to learn that are not float32 (or float64), and a mask
-    for flash attention, which takes none.
+    Raises as `check_method`, and ValueError for weights to learn that are not float32 (or float64).
     """
-    if spec.combinable:
-        raise ValueError(f"{spec.label} is learned by a head: add_head makes it.")
+    check_method(spec, base.config._attn_implementation)
     if spec.method in OF_WEIGHTS:
         return WeightTuning(base, spec, num_labels, generator, gradient_checkpointing, autocast)
     return PromptTuning(base, spec, num_labels, generator, gradient_checkpointing)
+
+
+def check_method(spec: MethodSpec, attention: str) -> None:
+    """What can be said before anything is built.
+
+    Args:
+        attention: what computes the base's: "eager", "sdpa", "flash_attention_2".
+
+    Raises:
+        ValueError: heads are for this method, or it needs a mask, which flash attention does not take.
+        ModuleNotFoundError: LoRA, without PEFT.
+    """
+    if spec.combinable:
+        raise ValueError(f"{spec.label} is learned by a head: add_head makes it.")
+    if spec.method == "memory" and spec.masking == "masked" and attention.startswith("flash"):
+        raise ValueError(f"{spec.label} needs a mask, which {attention} does not take: choose sdpa or eager.")
+    if spec.method == "lora" and importlib.util.find_spec("peft") is None:
+        raise ModuleNotFoundError("LoRA needs the package peft: pip install -e '.[peft]'.", name="peft")
 
 
 def new_classifier(width: int, num_labels: int, generator: torch.Generator | None) -> nn.Linear:
@@ -112,13 +129,9 @@ def add_lora(vit: nn.Module, rank: int, generator: torch.Generator | None) -> No
     """Put PEFT's LoRA on the query and value projections of all layers of a ViTModel; only it wants gradients then.
 
     First factors as PEFT draws them (uniform, Kaiming), second factors zero; float32 whatever the base's dtype.
-
-    Raises ModuleNotFoundError if PEFT is not installed.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("LoRA needs the package peft: pip install -e '.[peft]'.") from None
+    from peft import LoraConfig, inject_adapter_in_model
+
     with torch.random.fork_rng(devices=[]):  # PEFT draws first factors from the global generator
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj"]), vit)
     for name, parameter in vit.named_parameters():
@@ -146,9 +159,6 @@ class PromptTuning(nn.Module):
         super().__init__()
         self.is_vpt = spec.method.startswith("vpt")
         self.masked = spec.masking == "masked" and not self.is_vpt
-        backend = base.config._attn_implementation
-        if self.masked and backend.startswith("flash"):
-            raise ValueError(f"{spec.label} needs a mask, which {backend} does not take: choose sdpa or eager.")
         self.base = base.copy_of_base(lambda name: False)
         self.attention = self.base.joint_attention()
         self.spec, self.gradient_checkpointing = spec, gradient_checkpointing

@@ -28,9 +28,10 @@ ON_THE_HUB = {
     "ImageNet": ("ILSVRC/imagenet-1k", "validation", 50_000),
     "MNIST": ("ylecun/mnist", "test", 10_000),
 }
-# Of the training options those that say how the head was made; paths of the machine are not among them.
+# Of the training options those that say how the head was made; paths of the machine are not among them. Heads that were
+# trained earlier call their method "regime".
 RECIPE = (
-    "method", "lr", "momentum", "clip", "warmup_steps", "epochs", "max_steps", "batch_size", "views", "precision",
+    "method", "regime", "lr", "momentum", "clip", "warmup_steps", "epochs", "max_steps", "batch_size", "views", "precision",
     "image_size", "seed", "data_seed",
 )  # fmt: skip
 

@@ -26,7 +26,9 @@ from typing import Any
 import learnable_memory
 from learnable_memory.files import replacing
 
-RECORDED_PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "safetensors", "numpy")
+RECORDED_PACKAGES = (
+    "torch", "torchvision", "transformers", "accelerate", "safetensors", "numpy", "peft", "timm",
+)  # fmt: skip
 
 
 class RunLog:

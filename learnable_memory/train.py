@@ -90,7 +90,7 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
-        self.seconds = state["seconds"]
+        self.seconds = state.get("seconds", 0.0)  # an earlier version did not count them
         for name, head in state["heads"].items():
             self.model.heads[name].load_state_dict(head["tensors"])
             self.best[name] = Best.from_state_dict(head["best"])
@@ -158,19 +158,6 @@ def train(
                 saver.interrupt(stop)
     logger.info("%d steps, %.0f %% of the time waiting for data", run.step, 100 * meter.waited_share)
     return _leave_best(model, run.best, run.step, run.seconds)
-
-
-def finished_training(model, checkpoint: Checkpoint) -> dict[str, Best] | None:
-    """What `train` returned when it came to its end, and the heads as it left them, from its last checkpoint.
-
-    None if the checkpoint is not of the end: a full disk may have kept an earlier one.
-    """
-    state = checkpoint.load()
-    if state is None or state["run"]["step"] < state["identity"]["steps"] or state["run"]["batch"]:
-        return None
-    run = state["run"]
-    best = {name: Best.from_state_dict(head["best"]) for name, head in run["heads"].items()}
-    return _leave_best(model, best, run["step"], run["seconds"])
 
 
 def _leave_best(model, best: dict[str, Best], steps: int, seconds: float) -> dict[str, Best]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from learnable_memory.method_spec import MASKINGS, MEMORY_UPDATES, METHODS, WITH_PROMPTS, MethodSpec
+from learnable_memory.method_spec import MASKINGS, MEMORY_UPDATES, METHODS, OWNERS, WITH_PROMPTS, MethodSpec
 from learnable_memory.options import FRACTION, NOT_EMPTY, above, at_least, option
 from learnable_memory.run_options import DATA_SET_NAMES, HEAD_NAME, SEED, DataChoice, RunOptions, head_name
 
 DEFAULT_BASE = "google/vit-base-patch32-224-in21k"
-GRID = "head (several values: a grid of heads, trained in one pass)"
+GRID = "what is learned (several values: a grid; its heads share one pass, other networks have one each)"
 APART = "methods that cannot be put together"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(DataChoice, RunOptions):
-    """What `vit_train.py` does: it learns one data set: one head, a grid of heads in one pass, or other methods."""
+    """What `vit_train.py` does: it learns one data set, by a head, another network, or a grid of them."""
 
     dataset: str = option(
         help=f"what to learn: {DATA_SET_NAMES}",
@@ -42,9 +42,9 @@ class TrainOptions(DataChoice, RunOptions):
     method: tuple[str, ...] = option(
         ("memory",),
         "what is learned. memory: memory, class token and classifier; head+class: no memory, the same as -m 0; "
-        "head: only a classifier on the base's class token, a linear probe. Of these a grid is trained in one pass, "
-        "and they can be put together; of the others each is a pass and a network of its own. full: all weights; "
-        "bias: the base's biases; lora: low-rank updates of queries and values; vpt-shallow, vpt-deep: prompts",
+        "head: only a classifier on the base's class token, a linear probe. These are heads, which can be put together; "
+        "each of the others is a network of its own. full: all weights; bias: the base's biases; lora: low-rank updates "
+        "of queries and values; vpt-shallow, vpt-deep: prompts",
         flags=("--method", "--regimes"),
         group=GRID,
         choices=METHODS,
@@ -202,6 +202,8 @@ class TrainOptions(DataChoice, RunOptions):
             )
         if not self.train_class_token and "none" not in self.masking:
             raise ValueError("--no-train_class_token belongs to --masking none: leave one of the two out.")
+        self._check_prompts()
+        self._check_effects()
         apart = [spec for spec in self.method_specs if not spec.combinable]
         if apart and self.cache != "none":
             raise ValueError(
@@ -214,6 +216,29 @@ class TrainOptions(DataChoice, RunOptions):
             raise ValueError("--extends needs class tokens, which linear probes do not have: leave --method head out.")
         if self.attn_implementation == "flash_attention_2" and self.precision != "bfloat16":
             raise ValueError("--attn_implementation flash_attention_2 needs --precision bfloat16.")
+
+    def _check_prompts(self) -> None:
+        for method in self.method:
+            if method.startswith("vpt") and 0 in self.number_of_memory_tokens:
+                raise ValueError(
+                    f"{method} needs at least one prompt, and one --number_of_memory_tokens is 0: leave 0 out; "
+                    "head+class is memory of 0 tokens."
+                )
+
+    def _check_effects(self) -> None:
+        """Nothing is asked for in vain."""
+        learned = {spec.method for spec in self.method_specs}
+        words = ", ".join(sorted(learned))
+        for field in fields(self):
+            value, owners = getattr(self, field.name), OWNERS.get(field.name, METHODS)
+            if value != field.default and not learned & set(owners):
+                flag = f"--no-{field.name}" if value is False else f"--{field.name}"
+                raise ValueError(f"{flag} belongs to {', '.join(owners)}, and what is learned is {words}: leave it out.")
+        if self.gradient_checkpointing and all(spec.combinable for spec in self.method_specs):
+            raise ValueError(
+                f"--gradient_checkpointing is for gradients through the base, and for {words} there are none: leave it "
+                "out."
+            )
 
     @property
     def method_specs(self) -> list[MethodSpec]:

@@ -73,6 +73,26 @@ def a_run(
     }  # fmt: skip
 
 
+ANALYSIS = {
+    "name": "all", "title": "T", "kind": "concatenation", "grid": "main", "heads": {"method": "head"}, "along": "data",
+    "order": ["Digits", "Fashion"], "rows": "data", "value": ["alone_top1", "top1", "change"],
+}  # fmt: skip
+WITHOUT_MASK = {**ANALYSIS, "kind": "unmasked", "rows": "together", "columns": "data", "value": "top1"}
+
+
+def put(
+    labels: dict[str, str], right: str, alone: str, data_seed: int = 0, analysis: str = "all", **changes: Any
+) -> dict[str, Any]:  # fmt: skip
+    """One head of heads put together, which answers as the digits of `right` say, and alone as those of `alone`."""
+    together, before = (np.array([digit == "1" for digit in digits]) for digits in (right, alone))
+    return {
+        "kind": "together", "analysis": analysis, "labels": labels, "key": f"{analysis} {data_seed}",
+        "data_seed": data_seed, "members": [f"{data}, head 0.1 {data_seed}" for data in ("Digits", "Fashion")],
+        "top1": float(together.mean()), "alone_top1": float(before.mean()), "images": len(together),
+        "eval_hash": "abc", "eval_right": pack_right(together), "alone_right": pack_right(before), **changes,
+    }  # fmt: skip
+
+
 def diverged_run(variant: Variant, lr: float, data_seed: int = 0) -> dict[str, Any]:
     lost = {"diverged_at": 7, "epoch": None, "select": None, "eval": None, "eval_right": None}
     return a_run(variant, lr, data_seed, **lost)

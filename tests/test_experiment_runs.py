@@ -9,7 +9,7 @@ import torch
 
 from learnable_memory import heads
 from learnable_memory.__main__ import main
-from learnable_memory.commands import experiment_runs
+from learnable_memory.commands import experiment_runs, experiment_together
 from learnable_memory.commands.experiment_runs import missing, passes
 from learnable_memory.experiments.card import read_card
 from learnable_memory.experiments.results import Results, unpack_right
@@ -122,7 +122,7 @@ def test_what_is_there_does_not_run_again(ran, monkeypatch, capsys):
     before = (ran / "results.jsonl").read_bytes()
     monkeypatch.setattr(experiment_runs, "run_pass", lambda *args, **kwargs: pytest.fail("a run that is there"))
     assert run(ran / "card.yaml") == 0
-    assert "small0: nothing is missing" in capsys.readouterr().out.replace(ran.name, "small0")
+    assert "0 done now; of 24 runs 24 are there" in capsys.readouterr().out
     assert (ran / "results.jsonl").read_bytes() == before
 
 
@@ -168,15 +168,59 @@ def test_what_an_analysis_needs_is_trained_again_where_it_was_not_kept(ran, tmp_
     assert again == {key(row): row["top1"] for row in rows(ran, "together")}
 
 
+def changed(ran, folder, old: str, new: str):
+    """A copy of the card that ran, with its results, and this change."""
+    text = (ran / "card.yaml").read_text()
+    assert old in text
+    (folder / "card.yaml").write_text(text.replace(old, new))
+    (folder / "results.jsonl").write_bytes((ran / "results.jsonl").read_bytes())
+    return folder / "card.yaml"
+
+
+def test_an_analysis_of_other_heads_is_made_anew(ran, tmp_path):
+    card = changed(ran, tmp_path, "heads: {method: 2 cells}", 'heads: {method: "2 cells, after the norm"}')
+    before = rows(tmp_path, "together")
+    assert run(card) == 0
+    done = rows(tmp_path, "together")[len(before) :]
+    assert [row["analysis"] for row in done] == ["concatenation"] * 4 + ["extension"] * 4  # of two data seeds
+    keys = {row["key"] for row in rows(tmp_path) if row["labels"]["method"] == "2 cells, after the norm"}
+    assert all(set(row["members"]) <= keys for row in done)
+    assert all(row["top1"] == row["alone_top1"] for row in done if row["analysis"] == "concatenation")
+    assert not list((tmp_path / "runs" / "passes").glob("*"))
+
+
+def test_an_extension_never_goes_on_from_one_with_other_parents(ran, tmp_path, monkeypatch, caplog):
+    card = changed(ran, tmp_path, "title: A card", "title: It")
+    keep = [row for row in rows(tmp_path) + rows(tmp_path, "together") if row.get("analysis") != "extension"]
+    (tmp_path / "results.jsonl").unlink()
+    for row in keep:
+        Results(tmp_path / "results.jsonl").append(row)
+    plain = experiment_together._evaluated
+
+    def breaking(model, name, *args, **kwargs):
+        if name == "D1":  # the child is trained, and its state is on disk
+            raise Stop
+        return plain(model, name, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(experiment_together, "_evaluated", breaking)
+        run(card)
+    order = "order: [brightness, colours], rows: data, value: top1"
+    card.write_text(card.read_text().replace(order, order.replace("brightness, colours", "colours, brightness")))
+    caplog.clear()
+    assert run(card, "--resume") == 0
+    assert "resumed after step" not in caplog.text
+
+
 class Stop(Exception):
     pass
 
 
-def test_an_interrupted_card_goes_on(card_file, ran, tmp_path, monkeypatch):
+def test_an_interrupted_card_goes_on(card_file, ran, tmp_path, monkeypatch, caplog):
     """Broken off after two passes, and within the third: the rest runs, and the results are those of a whole run."""
     plain, calls = experiment_runs.Pass.run, []
 
-    def breaking(self, checkpoint, ending):
+    def breaking(self, checkpoint, ending, learned=None):
         calls.append(self)
         if len(calls) == 3:
             checkpoint.every = 1  # a state to go on from
@@ -190,7 +234,9 @@ def test_an_interrupted_card_goes_on(card_file, ran, tmp_path, monkeypatch):
         run(card_file, "--output", str(tmp_path), "--only", "colours")
     before = rows(tmp_path)
     assert len(before) in (2, 6)  # of two passes
+    assert "resumed after step" not in caplog.text
     assert run(card_file, "--output", str(tmp_path), "--only", "colours", "--resume") == 0
+    assert "resumed after step" in caplog.text
     mine = {row["key"]: row["eval"] | {"images_per_second": 0} for row in rows(tmp_path)}
     whole = {r["key"]: r["eval"] | {"images_per_second": 0} for r in rows(ran) if r["labels"]["data"] == "colours"}
     assert mine == whole
@@ -221,7 +267,8 @@ def test_cost_measures_each_kind_of_pass_once(card_file, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[:1] for line in printed[1:5]] == [["colours,"]] * 4
     assert "colours, head and 4 more heads" in printed[1] and "colours, head and 2 more heads" in printed[2]
-    assert printed[-1].startswith("6 passes, ") and " GiB" in printed[-1]
+    assert printed[-2].startswith("6 passes, ") and " GiB" in printed[-2]
+    assert printed[-1].startswith("not counted: putting heads together")
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
@@ -230,13 +277,27 @@ def test_cost_of_a_finished_card_is_nothing(ran, capsys):
     assert "nothing is missing" in capsys.readouterr().out
 
 
+def test_only_leaves_out_grids_without_the_dimension():
+    card = read_card("memory_update")
+    runs = experiment_runs.chosen_variants(card, ["1 cell", "CIFAR-100"])
+    assert {variant.grid for variant in runs} == {"norm"}
+    assert all(variant.labels["cells"] == "1 cell" and variant.labels["data"] == "CIFAR-100" for variant in runs)
+
+
+def test_the_data_set_is_opened_once_for_passes_that_share_it(card_file, tmp_path):
+    experiment_runs._data_of.cache_clear()
+    for planned in missing(read_card(card_file), [], where(tmp_path), ["colours"]):
+        experiment_runs.data_of(planned.options)
+    assert experiment_runs._data_of.cache_info().misses == 1
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"kind: extension": "kind: stretch"}, "kind is 'stretch', but it has to be one of concatenation, extension, "),
-        ({"order: [brightness, colours]": "order: [red]"}, "data has no red: colours, brightness."),
-        ({"along: data": "along: method"}, "along and heads have to name the dimensions data, method, each once."),
-        ({"grid: main, heads": "grid: other, heads"}, "grid is 'other', but the grids are main."),
+        ({"kind: extension": "kind: stretch"}, "stretch"),
+        ({"order: [brightness, colours]": "order: [red]"}, "red"),
+        ({"along: data": "along: method"}, "along"),
+        ({"grid: main, heads": "grid: other, heads"}, "other"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )

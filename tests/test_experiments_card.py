@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiment_rows import DATA, FIVE, HEAD, TEXTS, a_card, a_grid, variant_of, write_card
+from experiment_rows import ANALYSIS, DATA, FIVE, HEAD, TEXTS, WITHOUT_MASK, a_card, a_grid, variant_of, write_card
 from learnable_memory.experiments.card import card_names, card_path, read_card
 from learnable_memory.experiments.strict_yaml import read_yaml
 
@@ -89,11 +89,30 @@ def test_rows_of_two_dimensions_join_their_labels_and_lines_follow_one_of_them(t
     assert card.figures[0].lines == {"Digits": ("head, Digits",), "Fashion": ("head, Fashion",)}
 
 
-def test_of_an_analysis_what_is_not_of_its_table_is_left_to_it(tmp_path):
-    entry = {"name": "all", "title": "T", "rows": "data", "value": ["top1", "change"], "order": ["a", "b"]}
-    (analysis,) = a_card(tmp_path, together=[entry]).together
-    assert analysis.settings == {"order": ["a", "b"]}
-    assert (analysis.rows, analysis.columns, analysis.values) == (("data",), (), ("top1", "change"))
+def test_an_analysis_is_read_with_what_its_results_will_be_of(tmp_path):
+    entry = {**ANALYSIS, "order": ["Fashion", "Digits"], "value": "top1", "published": {"Digits": 50}}
+    card = a_card(tmp_path, together=[entry])
+    (analysis,) = card.together
+    assert analysis.settings == {
+        "kind": "concatenation", "grid": "main", "heads": {"method": "head"}, "along": "data",
+        "order": ["Fashion", "Digits"],
+    }  # fmt: skip
+    assert (analysis.rows, analysis.columns, analysis.values) == (("data",), (), ("top1",))
+    assert analysis.labels == [{"data": "Fashion"}, {"data": "Digits"}]
+    assert analysis.published == {("Digits", ""): 50.0}
+    assert analysis.members(card.grid("main")) == [variant_of(card, "head", data) for data in ("Fashion", "Digits")]
+
+
+def test_without_the_mask_heads_are_added_one_by_one(tmp_path):
+    published = {"Digits": {"Digits": 50}, "Digits + Fashion": {"Digits": 28.1, "Fashion": 9}}
+    (analysis,) = a_card(tmp_path, together=[{**WITHOUT_MASK, "published": published}]).together
+    assert analysis.labels == [
+        {"together": "Digits", "data": "Digits"},
+        {"together": "Digits + Fashion", "data": "Digits"},
+        {"together": "Digits + Fashion", "data": "Fashion"},
+    ]
+    assert [analysis.place(labels) for labels in analysis.labels] == list(analysis.published)
+    assert list(analysis.published.values()) == [50.0, 28.1, 9.0]
 
 
 def grids(**changes):
@@ -102,6 +121,10 @@ def grids(**changes):
 
 def methods(*entries):
     return grids(over={"data": DATA[:1], "method": list(entries)})
+
+
+def together(**changes):
+    return {"together": [{**ANALYSIS, **changes}]}
 
 
 WRONG = [
@@ -115,6 +138,7 @@ WRONG = [
     (grids(data_seeds=[]), "data_seeds is [], but it has to be whole numbers"),
     (grids(options={"epoch": 3}), "(main), options has the unknown key 'epoch'; legal: "),
     (grids(options={"data_seeds": [0]}), "has the unknown key 'data_seeds'; legal: "),
+    (grids(options={"extends": ["a"]}), "(main), options has the unknown key 'extends'; legal: "),
     (grids(options={"epochs": 0}), "(main), Digits, head: --epochs is 0, but it has to be 1 or more"),
     (grids(options={"epochs": "3"}), "--epochs is '3' of type str, but it has to be of type int"),
     (grids(options={"method": ["head", "full"]}), "method is ['head', 'full'], but it has to be one value"),
@@ -172,10 +196,38 @@ WRONG = [
     ({"figures": [lines(lines="data")]}, "lines is 'data', but it has to be one of method"),
     ({"figures": [lines(lines={"memory": ["2 cells"]})]}, "lines, memory is '2 cells', but it has to be one of head"),
     ({"figures": [lines(references=["none"])]}, "references is 'none', but it has to be one of head"),
-    ({"together": [{"name": "a", "title": "T", "rows": "data"}]}, "together 1 lacks value"),
+    ({"together": [{k: v for k, v in ANALYSIS.items() if k != "along"}]}, "together 1 lacks along; it needs name, "),
+    (together(heds=1), "together 1 has the unknown key 'heds'; legal: name, title, kind, grid, heads, along, order, "),
+    (together(value="loss"), "(all): value is 'loss', but it has to be one of top1, alone_top1, change"),
+    (together(kind="stretch"), "(all): kind is 'stretch', but it has to be one of concatenation, extension, unmasked."),
+    (together(grid="other"), "(all): grid is 'other', but it has to be one of main."),
+    (together(along="size"), "(all): along is 'size', but it has to be one of data, method."),
+    (together(heads="head"), "(all): heads is 'head', but it has to be a mapping."),
+    (together(heads={"size": "L"}), "(all): heads has the unknown key 'size'; legal: data, method."),
+    (together(heads={"method": "tail"}), "heads, method is 'tail', but it has to be one of head, 1 cell, 5 cells."),
+    (together(heads={}), "(all): along and heads have to name the dimensions data, method, each once."),
     (
-        {"together": [{"name": "a", "title": "T", "rows": "data", "value": "loss"}]},
-        "(a): value is 'loss', but it has to be one of top1, alone_top1, change",
+        together(heads={"method": "head", "data": "Digits"}),
+        "(all): along and heads have to name the dimensions data, method, each once.",
+    ),
+    (together(order=["Digits", "red"]), "(all): order is 'red', but it has to be one of Digits, Fashion."),
+    (together(order=["Digits", "Digits"]), "(all): order has 'Digits' twice"),
+    (together(order=["Digits"]), "order is ['Digits'], but it has to be two or more of Digits, Fashion."),
+    (together(rows="method"), "(all): rows is 'method', but it has to be one of data."),
+    (together(rows=[]), "rows and columns have to name data, each once, and rows at least one."),
+    (
+        together(kind="unmasked"),
+        "rows and columns have to name data, together, each once, and rows at least one.",
+    ),
+    (together(value="top1", published={"MNIST": 1}), "published is 'MNIST', but it has to be one of Digits, Fashion."),
+    (together(published={"Digits": 1}), "published numbers are of one value, but value is alone_top1, top1, change."),
+    (
+        {"together": [{**WITHOUT_MASK, "published": {"Fashion": {"Fashion": 1}}}]},
+        "published is 'Fashion', but it has to be one of Digits, Digits + Fashion.",
+    ),
+    (
+        {"together": [{**WITHOUT_MASK, "published": {"Digits": {"Fashion": 1}}}]},
+        "published, Digits is 'Fashion', but it has to be one of Digits.",
     ),
     ({"smoke": {"epochs": 1}}, "smoke has the unknown key 'epochs'; legal: options"),
     ({"smoke": {"options": {"epoch": 1}}}, "smoke, options has the unknown key 'epoch'; legal: "),

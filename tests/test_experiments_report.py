@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from experiment_rows import a_card, a_run, diverged_run, variant_of
+from experiment_rows import ANALYSIS, a_card, a_run, diverged_run, put, variant_of
+from learnable_memory.experiments.findings import Findings, progress
 from learnable_memory.experiments.report import duration, write_report
 
 SHOWN = {
@@ -13,7 +14,7 @@ SHOWN = {
         {"kind": kind, "name": kind, "title": f"The {kind}", "grid": "main", "rows": "method", "columns": "data"}
         for kind in ("points", "rates")
     ],
-    "together": [{"name": "all", "title": "Together", "rows": "data", "value": "top1"}],
+    "together": [{**ANALYSIS, "title": "Together"}],
 }
 
 
@@ -28,10 +29,7 @@ def whole(card):
     for number, variant in enumerate(card.variants()):
         rows += [a_run(variant, rate, select=0.4, right="1000") for rate in variant.rates if rate != 0.1]
         rows += [a_run(variant, 0.1, seed, format(number + 8 + seed, "04b")) for seed in (0, 1, 2)]
-    for data in ("Digits", "Fashion"):
-        labels = {"data": data}
-        rows.append({"kind": "together", "analysis": "all", "labels": labels, "top1": 0.5, "alone_top1": 0.5})
-    return rows
+    return rows + [put({"data": data}, "10", "01", seed) for data in ("Digits", "Fashion") for seed in (0, 1, 2)]
 
 
 def page(card, rows, folder) -> str:
@@ -84,7 +82,7 @@ def test_how_it_was_run_is_read_off_the_rows(card, tmp_path):
     assert section(page(card, rows, tmp_path), "How this was run") == [
         "- Runs: 24, of which 0 diverged; 1 more in the results file are of another form of this card, and left out",
         "- Data seeds: 0, 1, 2",
-        "- Time of training and evaluation: 8 min",  # 23 * 15 + 120 = 465 s
+        "- Time of training steps and of the last evaluation: 8 min",  # 23 * 15 + 120 = 465 s
         "- Machine: device cpu; threads 2",
         "- Versions: python 3.12, torch 2.14, 2.15",
     ]
@@ -103,14 +101,68 @@ def test_missing_runs_are_listed(card, tmp_path):
         "- main: Digits, 1 cell: lr 0.01, 1 with data seed 0; then the best rate with data seed 1, 2.",
         "- main: Digits, 5 cells: lr 0.1 with data seed 1.",
     ]
-    assert len(lines) == 6
+    assert lines[6:] == [
+        "- analysis all: data seed 0, 1, 2; it needs the runs of head on Digits, Fashion; a diverged run cannot be put "
+        "together."
+    ]
+
+
+def test_an_analysis_that_is_not_whole_is_listed_by_its_data_seeds(card, tmp_path):
+    rows = [row for row in whole(card) if row["kind"] == "run" or row["data_seed"] == 1]
+    rows.append(put({"data": "Digits"}, "10", "01", 2))  # Fashion was not reached
+    lines = section(page(card, rows, tmp_path), "Missing runs")
+    assert [line.partition(";")[0] for line in lines] == ["- analysis all: data seed 0, 2"]
+
+
+def test_what_was_put_together_of_other_runs_than_are_chosen_now_is_left_out(card, tmp_path):
+    rows = whole(card)
+    (former,) = (row for row in rows if row["key"] == "Fashion, head 0.1 0")
+    former["select"]["top1"] = 0.3  # now another rate is the best
+    text = page(card, rows, tmp_path)
+    assert "### Together\n\nNo results yet." in text
+    assert "- analysis all: data seed 0, 1, 2; " in text
+    words = "of which 0 diverged; 6 results of heads put together are of runs that are no longer chosen, and left out"
+    assert words in section(text, "How this was run")[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"members": ["Fashion, head 0.1 0", "Digits, head 0.1 0"]},  # in another order
+        {"members": ["Digits, head 0.1 0"]},
+        {"labels": {"data": "Digits", "together": "Digits"}},  # of another kind of analysis
+        {"analysis": "former"},
+        {"data_seed": 1},  # of members that are of data seed 0
+    ],
+    ids=str,
+)
+def test_a_result_of_another_form_of_an_analysis_is_left_out(card, changes):
+    runs = [row for row in whole(card) if row["kind"] == "run"]
+    mine = put({"data": "Digits"}, "10", "01")
+    findings = Findings(card, [*runs, mine, {**mine, **changes}])
+    assert (findings.together, findings.together_left_out) == ([mine], 1)
+
+
+def test_progress_counts_the_runs_of_the_card(card):
+    # By hand: of each of 2 data sets 2 + 2 runs of head, 3 + 2 of 1 cell and 1 + 2 of 5 cells.
+    assert progress(card, []) == (0, 24)
+    assert progress(card, whole(card)) == (24, 24)
+    one = variant_of(card, "1 cell")
+    rows = [a_run(one, 0.1), a_run(one, 0.1, 1), a_run(one, 0.1, options={"epochs": 9})]
+    assert progress(card, rows) == (1, 24)  # whether data seed 1 wants this rate is not known yet
+    assert progress(card, [*rows, a_run(one, 0.01, select=0.1), a_run(one, 1.0, select=0.1)]) == (4, 24)
+
+
+def test_progress_awaits_nothing_behind_rates_that_all_diverged(card):
+    head = variant_of(card, "head")
+    assert progress(card, [diverged_run(head, rate) for rate in head.rates]) == (2, 22)
 
 
 def test_a_card_without_results_has_a_page_too(card, tmp_path):
     (path,) = write_report(card, [], tmp_path / "new")
     text = path.read_text()
     assert section(text, "How this was run") == ["There are no results yet."]
-    assert len(section(text, "Missing runs")) == 6
+    assert len(section(text, "Missing runs")) == 7
     assert "The points: no results yet." in text and "### Together\n\nNo results yet." in text
 
 

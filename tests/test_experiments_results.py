@@ -2,6 +2,8 @@
 
 import base64
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -156,3 +158,18 @@ def test_runs_of_another_variant_or_of_a_former_card_are_no_runs_of_this_one(tmp
         {"kind": "together", "labels": dict(first.labels)},
     ]
     assert runs_of(first, [*former, mine]) == [mine]
+
+
+APPENDING = """
+import sys
+from learnable_memory.experiments.results import Results
+for number in range(40):
+    Results(sys.argv[1]).append({"key": f"{sys.argv[2]}-{number}", "text": "x" * 5000})
+"""
+
+
+def test_processes_that_share_a_file_lose_no_row(tmp_path):
+    path = tmp_path / "results.jsonl"
+    running = [subprocess.Popen([sys.executable, "-c", APPENDING, str(path), name]) for name in "abc"]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert Results(path).keys() == {f"{name}-{number}" for name in "abc" for number in range(40)}

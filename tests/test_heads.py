@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from learnable_memory import heads
-from learnable_memory.commands.train import head_metadata
+from learnable_memory.commands.passes import head_metadata
 from learnable_memory.config import TrainOptions
 from learnable_memory.data import DataSet, ImageSet
 from learnable_memory.grid import Cell, Outcome

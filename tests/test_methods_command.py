@@ -25,6 +25,10 @@ def grid_of(folder, name: str) -> dict[str, dict]:
     return {row["head"]: row for row in json.loads((folder / f"{name}_grid.json").read_text())["cells"]}
 
 
+class Stop(Exception):
+    pass
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -96,13 +100,55 @@ def test_one_that_diverges_ends_alone(tmp_path, base, colours, caplog):  # noqa:
     assert "The other passes go on." in caplog.text
 
 
+def test_one_that_breaks_in_its_last_step_ends_alone(tmp_path, base, colours):  # noqa: F811
+    """Its loss and gradients were finite in each step, only its loss on select is not: no other pass is lost."""
+    rates = ["--lr", "1e30", "0.1", "--max_steps", "1"]
+    train(base, tmp_path, "-d", f"folder:{colours}", "-e", "1", *rates, "--method", "full", "head", "--keep_all")
+    cells = grid_of(tmp_path, "colours")
+    broken = cells["colours-full_lr1e+30_s0"]
+    assert broken["diverged_at"] is None and broken["select"]["loss"] is None
+    assert cells["colours-full_lr0p1_s0"]["eval"]["images"] > 0
+    assert not (tmp_path / "colours-full_lr1e+30_s0_model.safetensors").exists()
+    assert (tmp_path / "colours-full_lr0p1_s0_model.safetensors").exists()
+
+
+def test_a_diverged_pass_is_not_made_again(tmp_path, base, colours, monkeypatch):  # noqa: F811
+    flags = ["-d", f"folder:{colours}", "-e", "1", "--lr", "1e30", "0.1", "--method", "full", "vpt-deep"]
+    plain, trained = passes_module.train, []
+
+    def breaking(model, names, *args, **kwargs):
+        trained.extend(names)
+        if "vpt" in names[0]:
+            raise Stop
+        return plain(model, names, *args, **kwargs)
+
+    monkeypatch.setattr(passes_module, "train", breaking)
+    with pytest.raises(Stop):
+        train(base, tmp_path, *flags)
+    monkeypatch.setattr(
+        passes_module, "train", lambda *args, **kwargs: trained.extend(args[1]) or plain(*args, **kwargs)
+    )
+    train(base, tmp_path, *flags, "--resume")
+    assert trained.count("colours-full_lr1e+30_s0") == 1 and trained.count("colours-full_lr0p1_s0") == 1
+    log = (tmp_path / "colours_run" / "metrics.jsonl").read_text()
+    assert log.count('"train/loss/colours-full_lr1e+30_s0"') == 1
+
+
+def test_finished_passes_leave_no_checkpoint(tmp_path, base, colours, monkeypatch):  # noqa: F811
+    states, plain = [], passes_module.train
+
+    def looking(*args, **kwargs):
+        states.append(len(list((tmp_path / "colours_run").glob("checkpoint*.pt"))))
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(passes_module, "train", looking)
+    train(base, tmp_path, "-d", f"folder:{colours}", "-e", "1", "--method", "full", "bias", "vpt-deep", "--lr", "0.1")
+    assert states == [0, 0, 0]
+
+
 def test_alone_a_diverging_method_is_refused_as_a_head_is(tmp_path, base, colours, capsys):  # noqa: F811
     flags = ["--base_model", base, "-d", f"folder:{colours}", "-e", "1", "--lr", "1e30", "--method", "full"]
     assert "lower --lr" in refused(capsys, *flags, "--output", tmp_path)
-
-
-class Stop(Exception):
-    pass
 
 
 def test_a_grid_that_broke_off_goes_on_with_the_passes_that_are_missing(tmp_path, base, colours, monkeypatch):  # noqa: F811

@@ -395,21 +395,22 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_o
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_an_end_without_its_last_checkpoint_is_made_again(tmp_path, base, colours, monkeypatch, kept):  # noqa: F811
-    """A full disk may keep an earlier checkpoint, or none, beside scores that were written."""
-    flags = flags_of(base, colours, tmp_path, "--checkpoint_steps", 1)
+def test_a_pass_that_has_ended_is_made_again_only_if_what_it_learned_is_lost(
+    tmp_path, base, colours, monkeypatch, kept  # noqa: F811
+):  # fmt: skip
+    flags = flags_of(base, colours, tmp_path)
     assert vit_train.main(flags_of(base, colours, tmp_path / "whole")) == 0
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        at_call(patch, training, "train_step", [8], kill)
+        at_call(patch, train_command, "leave", [1], kill)
         vit_train.main(flags)
     run = tmp_path / "colours_run"
-    early = (run / "checkpoint.pt").read_bytes()
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        at_call(patch, train_command, "leave", [1], kill)
-        vit_train.main([*flags, "--resume"])
-    assert (run / "outcomes.json").exists()
-    (run / "checkpoint.pt").write_bytes(early) if kept else (run / "checkpoint.pt").unlink()
+    assert (run / "outcomes.json").exists() and not (run / "checkpoint.pt").exists()
+    if not kept:
+        (run / "colours_model.safetensors").unlink()
+    steps, plain = [], training.train_step
+    monkeypatch.setattr(training, "train_step", lambda *args, **kwargs: steps.append(1) or plain(*args, **kwargs))
     assert vit_train.main([*flags, "--resume"]) == 0
+    assert bool(steps) is not kept
     assert same_tensors(tmp_path / "colours_model.safetensors", tmp_path / "whole" / "colours_model.safetensors")
 
 

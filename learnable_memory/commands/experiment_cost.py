@@ -80,7 +80,8 @@ def predicted(
     for number, groups in enumerate(kinds.values(), start=1):
         logger.info("measuring %d of %d: %s", number, len(kinds), _words(groups[0]))
         found.append(measure(groups[0], len(groups)))
-    return table(found)
+    further = "\nnot counted: putting heads together, which takes evaluations and, for extensions, further training"
+    return table(found) + further * bool(card.together)
 
 
 def _kind(group: Sequence[PlannedRun]) -> str:
@@ -100,6 +101,8 @@ def measure(group: Sequence[PlannedRun], count: int) -> Measured:
     begin = time.perf_counter()
     options = group[0].options
     base, data = TrainingBase(options), data_of(options)
+    if base.convolutional is not None:  # each a pass of its own
+        group, count = group[:1], count * len(group)
     reset_peak_memory(base.device)
     cells = {f"h{number}": run.cell for number, run in enumerate(group)}
     one_pass = Pass(base, data, options, cells, options.data_seeds[0])

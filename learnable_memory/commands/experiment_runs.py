@@ -38,6 +38,12 @@ OF_A_CELL = (
 )  # fmt: skip
 
 
+OF_THE_DATA = (  # what `chosen_data` looks at
+    "dataset", "directory", "no_download", "split", "split_seed", "image_column", "label_column", "data_seeds",
+    "on_bad_image", "workers",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """One run that is not there yet.
@@ -64,10 +70,11 @@ class PlannedRun:
         what = [
             self.variant.grid, dict(self.variant.labels), dict(self.variant.options), asdict(self.cell), self.data_seed,
         ]  # fmt: skip
-        return _digest(what)
+        return digest(what)
 
 
-def _digest(what: Any) -> str:
+def digest(what: Any) -> str:
+    """16 hexadecimal digits of what JSON can hold."""
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -80,7 +87,7 @@ def missing(
     Args:
         rows: the results so far.
         where: of this machine: directory, device and the like, as fields of TrainOptions.
-        only: labels; of each dimension that one of them belongs to, the others are left out.
+        only: labels; what has none of them, in a dimension that one of them belongs to, is left out.
         whole: also those that will follow, at the first of their rates, for what they will cost.
 
     Raises ValueError if `only` names a label that the card does not have.
@@ -97,21 +104,22 @@ def missing(
 
 
 def chosen_variants(card: Card, only: Sequence[str]) -> list[Variant]:
-    """The variants of a card, of each dimension that a label of `only` belongs to these labels alone."""
+    """The variants of a card that have one of these labels in each dimension that one of them belongs to."""
     variants = card.variants()
     known = {label for variant in variants for label in variant.labels.values()}
     unknown = [label for label in only if label not in known]
     if unknown:
         raise ValueError(f"--only names {', '.join(unknown)}, but the labels are: {', '.join(sorted(known))}.")
-    wanted = {
-        (dimension, label) for variant in variants for dimension, label in variant.labels.items() if label in only
-    }
-    limited = {dimension for dimension, _ in wanted}
+    wanted: dict[str, set[str]] = {}
+    for variant in variants:
+        for dimension, label in variant.labels.items():
+            if label in only:
+                wanted.setdefault(dimension, set()).add(label)
     return [
         variant
         for variant in variants
-        if all(item in wanted for item in variant.labels.items() if item[0] in limited)
-    ]  # fmt: skip
+        if all(variant.labels.get(dimension) in labels for dimension, labels in wanted.items())
+    ]
 
 
 def run_options(variant: Variant, rate: float, seed: int, where: Mapping[str, Any]) -> TrainOptions:
@@ -125,7 +133,7 @@ def passes(runs: Sequence[PlannedRun]) -> Iterator[list[PlannedRun]]:
     for run in runs:
         shared = {key: value for key, value in to_dict(run.options).items() if key not in OF_A_CELL}
         alone = run.key if not run.cell.spec.combinable else ""
-        groups.setdefault(_digest([run.variant.grid, shared, alone]), []).append(run)
+        groups.setdefault(digest([run.variant.grid, shared, alone]), []).append(run)
     yield from groups.values()
 
 
@@ -164,7 +172,7 @@ def run_pass(
     base, data = TrainingBase(options), data_of(options)
     if base.convolutional is not None and len(group) > 1:
         return [row for run in group for row in run_pass([run], folder, resume, keep)]
-    own = folder / _digest([run.key for run in group])
+    own = folder / digest([run.key for run in group])
     if not resume:
         shutil.rmtree(own, ignore_errors=True)
     checkpoint, ending = Checkpoint(own / "checkpoint.pt", options.checkpoint_steps), own / "outcomes.json"
@@ -177,7 +185,9 @@ def run_pass(
         outcomes = one_pass.run(checkpoint, ending)
     if keep is not None:
         for outcome in (each for each in outcomes if not each.diverged):
-            one_pass.save(outcome, keep / heads.file_name(by_name[outcome.head].key), outcome.head, {})
+            one_pass.save(outcome, keep / heads.file_name(by_name[outcome.head].key))
+    splits = {role: split["hash"] for role, split in data.record()["splits"].items()}
+    base_record = {"id": base.base_id, "fingerprint": base.fingerprint}
     machine = {"device": device_words(base.device), "threads": torch.get_num_threads()}
     rows = []
     for outcome in outcomes:
@@ -186,7 +196,8 @@ def run_pass(
             {
                 "kind": "run", "grid": run.variant.grid, "labels": dict(run.variant.labels), "key": run.key,
                 "options": dict(run.variant.options), **outcome.row(), "combinable": base.is_head(run.cell.spec),
-                "eval_hash": data.record()["splits"]["eval"]["hash"], "versions": versions(), "machine": machine,
+                "base": base_record, "splits": splits, "eval_hash": splits["eval"], "versions": versions(),
+                "machine": machine,
             }
         )  # fmt: skip
     shutil.rmtree(own)
@@ -200,7 +211,8 @@ def device_words(device: torch.device) -> str:
 
 def data_of(options: TrainOptions) -> DataSet:
     """The data set of a run, with its selection split; the next run often has the same."""
-    return _data_of(json.dumps(to_dict(options), sort_keys=True))
+    chosen = {name: value for name, value in to_dict(options).items() if name in OF_THE_DATA}
+    return _data_of(json.dumps(chosen, sort_keys=True))
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ of the data sets) and `order` (its labels). Kinds:
 
 import itertools
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,14 @@ from typing import Any
 
 from learnable_memory import heads, tuned_files
 from learnable_memory.checkpoint import Checkpoint
-from learnable_memory.commands.experiment_runs import PlannedRun, data_of, run_options, run_pass
+from learnable_memory.commands.experiment_runs import PlannedRun, data_of, digest, run_options, run_pass
 from learnable_memory.commands.inputs import evaluation_loader
 from learnable_memory.commands.passes import Pass
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.evaluate import evaluate
 from learnable_memory.experiments.card import Card, Together
 from learnable_memory.experiments.choice import chosen_runs, runs_of
-from learnable_memory.experiments.results import Results
+from learnable_memory.experiments.results import Results, pack_right
 from learnable_memory.methods import Learned, build_network
 from learnable_memory.unmasked_together import UnmaskedTogether
 
@@ -48,49 +49,34 @@ class Member:
     row: Mapping[str, Any]
 
 
-def run_together(card: Card, results: Results, folder: Path, where: Mapping[str, Any]) -> int:
+def run_together(
+    card: Card, results: Results, folder: Path, where: Mapping[str, Any], resume: bool = False
+) -> int:  # fmt: skip
     """Do the analyses that are not in the results yet, and return how many they were.
 
-    Those whose runs are not all there are left for later.
+    Those whose runs are not all there are left for later, and so are those of which one has diverged.
 
     Args:
         folder: that of `run_card`.
+        resume: go on with an extension that was interrupted; else it starts anew.
     """
     done = 0
     for analysis in card.together:
-        there = {row["data_seed"] for row in results.rows() if row.get("analysis") == analysis.name}
         for data_seed in card.grid(analysis.settings["grid"]).data_seeds:
-            if data_seed in there:
-                continue
             members = members_of(card, analysis, results, data_seed, where)
             if members is None:
                 continue
+            runs = [member.run.key for member in members]
+            key = digest([analysis.name, dict(analysis.settings), runs])
+            if key in {row.get("key") for row in results.rows()}:
+                continue
             logger.info("%s: %s, data seed %d", card.name, analysis.name, data_seed)
-            for row in list(KINDS[analysis.settings["kind"]](members, folder)):  # all of it, or nothing
-                results.append({"kind": "together", "analysis": analysis.name, "data_seed": data_seed, **row})
+            found = list(KINDS[analysis.settings["kind"]](members, folder, resume))
+            for row in found:  # all of it, or nothing
+                about = {"kind": "together", "analysis": analysis.name, "key": key, "data_seed": data_seed}
+                results.append({**about, "members": runs, **row})
             done += 1
     return done
-
-
-def check_analysis(card: Card, analysis: Together) -> None:
-    """Raise ValueError, saying what is legal, if an analysis does not say what it is of."""
-    settings, place = analysis.settings, f"{card.name}, together {analysis.name}"
-    keys = {"kind", "grid", "heads", "along", "order"}
-    if settings.keys() != keys:
-        raise ValueError(f"{place} has the keys {', '.join(sorted(settings))}, but needs {', '.join(sorted(keys))}.")
-    if settings["kind"] not in KINDS:
-        raise ValueError(f"{place}: kind is {settings['kind']!r}, but it has to be one of {', '.join(KINDS)}.")
-    grids = {grid.name: grid for grid in card.grids}
-    if settings["grid"] not in grids:
-        raise ValueError(f"{place}: grid is {settings['grid']!r}, but the grids are {', '.join(grids)}.")
-    grid = grids[settings["grid"]]
-    if {settings["along"], *settings["heads"]} != set(grid.over):
-        raise ValueError(f"{place}: along and heads have to name the dimensions {', '.join(grid.over)}, each once.")
-    chosen = {settings["along"]: settings["order"], **{key: [label] for key, label in settings["heads"].items()}}
-    for dimension, labels in chosen.items():
-        unknown = [label for label in labels if label not in grid.labels(dimension)]
-        if unknown:
-            raise ValueError(f"{place}: {dimension} has no {', '.join(unknown)}: {', '.join(grid.labels(dimension))}.")
 
 
 def members_of(
@@ -121,31 +107,33 @@ def learned_file(member: Member, folder: Path) -> Path:
     return path
 
 
-def concatenation(members: Sequence[Member], folder: Path) -> Iterator[dict[str, Any]]:
+def concatenation(members: Sequence[Member], folder: Path, resume: bool) -> Iterator[dict[str, Any]]:
     """All in one model, all answering in every pass."""
     base = TrainingBase(members[0].run.options)
     names = [base.vit.load_head(learned_file(member, folder)) for member in members]
     for name, member in zip(names, members, strict=True):
-        yield _row(member, _top1(base.vit, name, base, member, alongside=names))
+        yield _evaluated(base.vit, name, base, member, alongside=names)
 
 
-def extension(members: Sequence[Member], folder: Path) -> Iterator[dict[str, Any]]:
+def extension(members: Sequence[Member], folder: Path, resume: bool) -> Iterator[dict[str, Any]]:
     """Each but the first is trained again, at its own rate, on top of all before it."""
     base = TrainingBase(members[0].run.options)
-    first = members[0]
-    before = [base.vit.load_head(learned_file(first, folder))]
-    yield _row(first, _top1(base.vit, before[0], base, first))
-    for member in members[1:]:
-        options = member.run.options
-        own = folder / "passes" / f"extension-{member.run.key}"
-        cells = {member.name: member.run.cell}
-        one_pass = Pass(base, data_of(options), options, cells, member.run.data_seed, extends=before, others=True)
-        (outcome,) = one_pass.run(Checkpoint(own / "checkpoint.pt"), own / "outcomes.json")
-        yield _row(member, outcome.eval["top1"])
+    before = [base.vit.load_head(learned_file(members[0], folder))]
+    yield _evaluated(base.vit, before[0], base, members[0])
+    for number, member in enumerate(members[1:], start=1):
+        # Another parent makes another head of it: its state is found under all of their keys.
+        own = folder / "passes" / digest(["extension", *(each.run.key for each in members[: number + 1])])
+        if not resume:
+            shutil.rmtree(own, ignore_errors=True)
+        options, cells = member.run.options, {member.name: member.run.cell}
+        one_pass = Pass(base, data_of(options), options, cells, member.run.data_seed, extends=before)
+        one_pass.run(Checkpoint(own / "checkpoint.pt", options.checkpoint_steps), own / "outcomes.json")
+        yield _evaluated(base.vit, member.name, base, member)
+        shutil.rmtree(own, ignore_errors=True)
         before.append(member.name)
 
 
-def unmasked(members: Sequence[Member], folder: Path) -> Iterator[dict[str, Any]]:
+def unmasked(members: Sequence[Member], folder: Path, resume: bool) -> Iterator[dict[str, Any]]:
     """The first alone, with the second, and so on; each data set that is in is evaluated each time."""
     base = TrainingBase(members[0].run.options)
     networks = {}
@@ -158,7 +146,7 @@ def unmasked(members: Sequence[Member], folder: Path) -> Iterator[dict[str, Any]
         inside = members[:count]
         model = UnmaskedTogether(dict(itertools.islice(networks.items(), count)))
         for member in inside:
-            row = _row(member, _top1(model, member.name, base, member))
+            row = _evaluated(model, member.name, base, member)
             row["labels"]["together"] = " + ".join(each.label for each in inside)
             yield row
 
@@ -166,11 +154,16 @@ def unmasked(members: Sequence[Member], folder: Path) -> Iterator[dict[str, Any]
 KINDS = {"concatenation": concatenation, "extension": extension, "unmasked": unmasked}
 
 
-def _top1(model: Any, name: str, base: TrainingBase, member: Member, alongside: Sequence[str] = ()) -> float:
-    options = member.run.options
-    loader = evaluation_loader(data_of(options).eval, base.preprocessing, options, base.device)
-    return evaluate(model, loader, [name], alongside)[name].top1
-
-
-def _row(member: Member, top1: float) -> dict[str, Any]:
-    return {"labels": {member.along: member.label}, "top1": top1, "alone_top1": member.row["eval"]["top1"]}
+def _evaluated(
+    model: Any, name: str, base: TrainingBase, member: Member, alongside: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
+    """The row of one head, beside what it was alone."""
+    options, right, alone = member.run.options, {}, member.row
+    data = data_of(options)
+    loader = evaluation_loader(data.eval, base.preprocessing, options, base.device)
+    score = evaluate(model, loader, [name], alongside, right=right)[name]
+    return {
+        "labels": {member.along: member.label}, "top1": score.top1, "images": score.images,
+        "eval_right": pack_right(right[name].numpy()), "alone_top1": alone["eval"]["top1"],
+        "alone_right": alone["eval_right"], "eval_hash": data.record()["splits"]["eval"]["hash"],
+    }  # fmt: skip

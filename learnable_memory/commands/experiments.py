@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from learnable_memory.config import Machine, Places
+from learnable_memory.config import Machine
 from learnable_memory.options import NOT_EMPTY, Options, first_word, option, parse
 
 PROG = "python -m learnable_memory experiments"
 ACTIONS = {
-    "list": "say which cards there are, and what is missing of each",
+    "list": "say which cards there are, and how much of each has run",
     "run": "run what is missing of a card",
     "report": "write the tables and figures of a card from its results",
     "cost": "predict time and memory of what is missing, from a short measurement",
@@ -40,7 +40,8 @@ class PartOptions(CardOptions, Machine):
 
     only: tuple[str, ...] | None = option(
         None,
-        "labels of the card: of the dimensions that they belong to, nothing else runs",
+        "labels of the card: what has none of them, in a dimension that one of them belongs to, is left out; heads "
+        "are put together only when all of the card runs",
         group="runs",
         legal=NOT_EMPTY,
         default_help="all",
@@ -79,14 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(card, results, folder: Path, options: RunCardOptions) -> int:
     from learnable_memory.commands.experiment_runs import run_card
-    from learnable_memory.commands.experiment_together import check_analysis, run_together
+    from learnable_memory.commands.experiment_together import run_together
+    from learnable_memory.experiments.findings import progress
 
-    for analysis in card.together:
-        check_analysis(card, analysis)
     where = where_of(options, folder)
-    done = run_card(card, results, folder / "runs", where, options.only or (), options.resume)
-    done += run_together(card, results, folder / "runs", where)
-    print(f"{card.name}: {done} runs were missing, now none" if done else f"{card.name}: nothing is missing")
+    only = options.only or ()
+    done = run_card(card, results, folder / "runs", where, only, options.resume)
+    if not only:
+        done += run_together(card, results, folder / "runs", where, options.resume)
+    there, planned = progress(card, results.rows())
+    print(f"{card.name}: {done} done now; of {planned} runs {there} are there")
     print(f"results {results.path}")
     return _report(card, results, folder, options)
 
@@ -116,10 +119,13 @@ def _cost(card, results, folder: Path, options: PartOptions) -> int:
 
 
 def _list(argv: Sequence[str]) -> int:
-    parse(Places, ACTIONS["list"], argv, prog=f"{PROG} list")
-    from learnable_memory.experiments.card import card_names, read_card
-    from learnable_memory.text_table import side_by_side
+    parse(Options, ACTIONS["list"], argv, prog=f"{PROG} list")
+    from learnable_memory.experiments.card import card_names, card_path, read_card
+    from learnable_memory.experiments.findings import progress
+    from learnable_memory.experiments.results import Results
 
-    cards = [read_card(name) for name in card_names()]
-    print(side_by_side([["card", *(card.name for card in cards)], ["question", *(card.title for card in cards)]]))
+    for name in card_names():
+        card = read_card(name)
+        there, planned = progress(card, Results(card_path(name).parent / "results.jsonl").rows())
+        print(f"{name:<16}{f'{there} of {planned} runs':<20}{card.question}")
     return 0

@@ -73,14 +73,26 @@ def open_base(
     return model, preprocessing
 
 
+def check_no_attention(base: str, options: RunOptions) -> None:
+    """Raise ValueError if a run on a convolutional network is told how to compute attention."""
+    if options.attn_implementation:
+        raise ValueError(f"{base} is a convolutional network, without attention: leave --attn_implementation out.")
+
+
 def check_with_base(model: MemoryCapableViT) -> None:
     """Raise ValueError if `--with_base` asks a base for answers that has none."""
     if not model.has_base_classifier:
         raise ValueError(f"{model.base_id} has no classifier, so it has no answers of its own: leave --with_base.")
 
 
-def choose_attention(model: MemoryCapableViT, implementation: str) -> None:
-    """Let the base's attention be computed so. Raises ValueError if this machine cannot."""
+def choose_attention(model: MemoryCapableViT, implementation: str, precision: str) -> None:
+    """Let the base's attention be computed so. Raises ValueError if it cannot be, here or in this precision."""
+    device = next(model.parameters()).device.type
+    if implementation == "flash_attention_2" and (precision != "bfloat16" or device == "cpu"):
+        raise ValueError(
+            f"--attn_implementation {implementation} does not work here: it needs bfloat16 on a GPU, and this is "
+            f"{precision} on {device}. Choose sdpa or eager, or give --precision and --device."
+        )
     try:
         model.set_attn_implementation(implementation)
     except (ImportError, ValueError) as error:
@@ -95,13 +107,20 @@ def load_base(
     image_size: int | None = None,
     sized: bool = True,
     own_pixels: bool = True,
+    exact: bool = False,
 ) -> tuple[MemoryCapableViT, Preprocessing]:
-    """`open_base`, as a run's options say; `device` stands for theirs."""
+    """`open_base`, as a run's options say; `device` stands for theirs.
+
+    Args:
+        exact: its weights are float32 and not compiled, because they are to be learned: the precision is then a matter
+            of autocast, and what is compiled is the network that is made of them.
+    """
     model, preprocessing = open_base(base, options.base_cache, not options.no_download, image_size, sized, own_pixels)
+    precision = options.precision or "float32"
     # A copy in bfloat16 instead of autocast, which would convert the frozen weights again in every step.
-    model.to(device or resolve_device(options.device), getattr(torch, options.precision or "float32"))
+    model.to(device or resolve_device(options.device), torch.float32 if exact else getattr(torch, precision))
     if options.attn_implementation:
-        choose_attention(model, options.attn_implementation)
-    if options.compile:
+        choose_attention(model, options.attn_implementation, precision)
+    if options.compile and not exact:
         model.compile()
     return model, preprocessing

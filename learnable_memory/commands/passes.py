@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from learnable_memory import grid, tuned_files
+from learnable_memory import grid, heads, tuned_files
+from learnable_memory.best_epoch import Best
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.commands.inputs import TrainingInputs, evaluation_loader
 from learnable_memory.commands.training_base import TrainingBase
-from learnable_memory.config import TrainOptions
+from learnable_memory.config import TrainOptions, to_dict
 from learnable_memory.data import DataSet
 from learnable_memory.evaluate import evaluate, is_shared
 from learnable_memory.experiments.results import pack_right
@@ -24,10 +25,23 @@ from learnable_memory.headlog import HeadLog
 from learnable_memory.meter import peak_memory, reset_peak_memory
 from learnable_memory.methods import TunedModel
 from learnable_memory.optim import Recipe
-from learnable_memory.runlog import RunLog, write_json
-from learnable_memory.train import AllDiverged, Best, finished_training, train
+from learnable_memory.runlog import RunLog, versions, write_json
+from learnable_memory.train import AllDiverged, train
+from learnable_memory.transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
+
+# What a head file says elsewhere: of its own cell, and by hash.
+OF_ONE_HEAD = (
+    "method", "number_of_memory_tokens", "masking", "memory_update", "train_class_token", "rank", "prompt_dropout",
+    "lr", "seeds", "data_seeds", "extends",
+)  # fmt: skip
+# What a head file does not keep of the options, and what a resumed run may change: it says something of a machine, and
+# nothing of the head.
+OF_THE_MACHINE = (
+    "directory", "output", "device", "workers", "no_download", "overwrite", "keep_all", "compile", "cache_folder",
+    "checkpoint_steps", "resume", "log_with", "gradient_checkpointing", "attn_implementation",
+)  # fmt: skip
 
 
 class Pass:
@@ -55,16 +69,21 @@ class Pass:
         self.log, self.accelerator, self.extends, self.alone, self.others = log, accelerator, extends, alone, others
         self.model = base.model(cells, len(data.labels), extends)
 
-    def run(self, checkpoint: Checkpoint, ending: Path) -> list[Outcome]:
-        """Train and evaluate; what is on disk of it already is not done again.
+    def run(self, checkpoint: Checkpoint, ending: Path, learned: Path | None = None) -> list[Outcome]:
+        """Train and evaluate; with `--resume`, what is on disk of it already is not done again.
 
         Args:
-            ending: the file of its outcomes, and of where in the log it ended.
+            checkpoint: the state on the way, removed when the pass has ended.
+            ending: the file of its outcomes, and of where in the log it ended; written last.
+            learned: the folder where each outcome that did not diverge leaves what it learned; None: nowhere.
         """
-        options = self.options
         self._announce()
-        if options.resume and ending.exists() and finished_training(self.model, checkpoint):
-            return [Outcome.from_row(row) for row in json.loads(ending.read_text(encoding="utf-8"))["outcomes"]]
+        if self.options.resume and ending.exists():
+            rows = json.loads(ending.read_text(encoding="utf-8"))["outcomes"]
+            outcomes = [Outcome.from_row(row) for row in rows]
+            kept = [learned / heads.file_name(each.head) for each in outcomes if learned and not each.diverged]
+            if all(path.is_file() for path in kept):
+                return outcomes
 
         device = next(self.model.parameters()).device
         reset_peak_memory(device)
@@ -78,32 +97,44 @@ class Pass:
                 best[name].diverged_at, asdict(best[name].score) if best[name].score else None,
                 asdict(scores[name]) if name in scores else None,
                 pack_right(right[name].numpy()) if name in right else None,
-                best[name].steps, best[name].seconds, seconds, len(self.names), memory,
+                best[name].steps, self.preparing_seconds + best[name].seconds, seconds, len(self.names), memory,
             )
             for name, cell in self.names.items()
         ]  # fmt: skip
         if self.log is not None:
-            if whole:
-                rows = {name: {f"eval/{key}": value for key, value in asdict(scores[name]).items()} for name in whole}
-                chosen = grid.best(outcomes)
-                HeadLog(self.log, list(self.names), self.alone).write(rows, best[chosen.head].steps, chosen.epoch)
-            write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": self.log.position})
+            self._leave(outcomes, ending, learned)
+            checkpoint.remove()
         return outcomes
 
-    def save(self, outcome: Outcome, path: Path, name: str, metadata: Mapping[str, Any]) -> None:
-        """Write what one of its cells has learned, under this name: the file of a head, or that of a network."""
+    def _leave(self, outcomes: Sequence[Outcome], ending: Path, learned: Path | None) -> None:
+        evaluated = [each for each in outcomes if each.eval is not None]
+        if evaluated:
+            rows = {each.head: {f"eval/{key}": value for key, value in each.eval.items()} for each in evaluated}
+            whole = [each for each in outcomes if not each.diverged]
+            chosen = grid.best(whole) if whole else evaluated[0]
+            HeadLog(self.log, list(self.names), self.alone).write(rows, chosen.steps, chosen.epoch)
+        for each in outcomes:
+            if learned is not None and not each.diverged:
+                self.save(each, learned / heads.file_name(each.head))
+        write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": self.log.position})
+
+    def save(self, outcome: Outcome, path: Path) -> None:
+        """Write what one of its cells has learned: the file of a head, or that of a network."""
+        metadata = head_metadata(self.data, self.base.preprocessing, self.options, outcome)
         if not isinstance(self.model, TunedModel):
-            self.model.save_head(outcome.head, path, metadata, save_as=name)
+            self.model.save_head(outcome.head, path, metadata)
             return
         base = {"id": self.model.base_id, "fingerprint": self.model.fingerprint}
         spec, classes = outcome.cell.spec, len(self.data.labels)
-        record = tuned_files.describe(name, base, self.base.kind, spec, classes, metadata)
+        record = tuned_files.describe(outcome.head, base, self.base.kind, spec, classes, metadata)
         learned = self.model.heads[outcome.head].state_dict()
         tuned_files.save(path, {key: tensor.detach().cpu() for key, tensor in learned.items()}, record)
 
     def _train(self, checkpoint: Checkpoint) -> dict[str, Best]:
+        start = time.perf_counter()
         inputs = self.inputs()
         loaders = inputs.train(self.data.train), inputs.select(self.data.select)
+        self.preparing_seconds = time.perf_counter() - start  # a cache is filled here
         try:
             return train(
                 self.model, list(self.names), *loaders, self.recipes(), self.log, self.log is not None,
@@ -149,3 +180,17 @@ class Pass:
         o = self.options
         common = Recipe(o.epochs, o.lr[0], o.momentum, o.clip, o.warmup_steps, o.max_steps)
         return {name: dataclasses.replace(common, lr=cell.lr) for name, cell in self.names.items()}
+
+
+def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOptions, outcome: Outcome) -> dict:
+    """What a head's file says beyond its shapes: enough to evaluate it again without a flag."""
+    kept = {key: value for key, value in to_dict(options).items() if key not in OF_THE_MACHINE + OF_ONE_HEAD}
+    cell = {"method": outcome.cell.spec.method, "lr": outcome.cell.lr, "seed": outcome.cell.seed}
+    return {
+        "labels": data.labels,
+        "preprocessing": preprocessing.to_dict(),
+        "dataset": data.record(),
+        "metrics": {"epoch": outcome.epoch, "select": outcome.select, "eval": outcome.eval},
+        "training": {**kept, **cell, "data_seed": outcome.data_seed},
+        "versions": versions(),
+    }

@@ -1,6 +1,7 @@
-"""`vit_train.py`: train heads on `train`, choose on `select`, report on `eval`, once.
+"""`vit_train.py`: train on `train`, choose on `select`, report on `eval`, once.
 
-One head or a grid of them: all cells are trained in one pass over the data, one pass for each of `--data_seeds`.
+One cell or a grid: all heads are trained in one pass over the data, other networks in a pass of their own, and all this
+for each of `--data_seeds`.
 """
 
 import json
@@ -15,7 +16,7 @@ from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.commands.inputs import chosen_data
 from learnable_memory.commands.model import start_logging
 from learnable_memory.commands.parents import compare_pixels, read_parents
-from learnable_memory.commands.passes import Pass
+from learnable_memory.commands.passes import OF_THE_MACHINE, Pass
 from learnable_memory.commands.processes import start_accelerator
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions, to_dict
@@ -25,19 +26,6 @@ from learnable_memory.grid import Cell, Outcome
 from learnable_memory.grid_plot import grid_accuracy
 from learnable_memory.headlog import metrics_of
 from learnable_memory.runlog import RunLog, read_metrics, versions, write_json
-from learnable_memory.transforms import Preprocessing
-
-# What a head file says elsewhere: of its own cell, and by hash.
-OF_ONE_HEAD = (
-    "method", "number_of_memory_tokens", "masking", "memory_update", "train_class_token", "rank", "prompt_dropout",
-    "lr", "seeds", "data_seeds", "extends",
-)  # fmt: skip
-# What a head file does not keep of the options, and what a resumed run may change: it says something of a machine, and
-# nothing of the head.
-OF_THE_MACHINE = (
-    "directory", "output", "device", "workers", "no_download", "overwrite", "keep_all", "compile", "cache_folder",
-    "checkpoint_steps", "resume", "log_with", "gradient_checkpointing", "attn_implementation",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,8 +55,8 @@ class Files:
         """What the heads are built on, by hash."""
         return self.folder / "parents.json"
 
-    def network(self, name: str) -> Path:
-        """Of a finished pass whose cell is no head."""
+    def learned(self, name: str) -> Path:
+        """What a cell of a finished pass has learned, until the best of all is known."""
         return self.folder / heads.file_name(name)
 
     def splits(self, suffix: str) -> Path:
@@ -81,8 +69,8 @@ class Files:
     def done_with(self) -> list[Path]:
         """What is of no use once the head is written; a process that was killed while it wrote leaves half a file."""
         halves = self.folder.glob(".*.unfinished")
-        networks = self.folder.glob(f"*{heads.SUFFIX}")
-        return [*self.unfinished(), self.parents, *self.folder.glob("splits*.json"), *networks, *halves]
+        learned = self.folder.glob(f"*{heads.SUFFIX}")
+        return [*self.unfinished(), self.parents, *self.folder.glob("splits*.json"), *learned, *halves]
 
     def keep(self, path: Path, found: Any, what: str, writes: bool) -> None:
         """Write what a run begins with. Raises ValueError if it goes on and began with something else."""
@@ -124,25 +112,24 @@ def run(options: TrainOptions) -> int:
         if log is not None and log.position == 0:
             log.options(to_dict(options))
         files.keep(files.parents, parents.record(), "--extends gives other heads", writes=log is not None)
-        outcomes, metadata = run_passes(base, data_sets, files, log, accelerator, parents.names)
+        outcomes = run_passes(base, data_sets, files, log, accelerator, parents.names)
     finally:
         if log is not None:
             log.close()
         if options.log_with:
             accelerator.end_training()
     if log is not None:
-        leave(base, outcomes, metadata, files)
+        leave(outcomes, files)
     return 0
 
 
 def run_passes(
     base: TrainingBase, data_sets: Mapping[int | None, DataSet], files: Files, log: RunLog | None, accelerator: Any,
     extends: Sequence[str],
-) -> tuple[list[Outcome], dict[str, dict]]:  # fmt: skip
-    """All outcomes, and by their names what else their files say."""
+) -> list[Outcome]:  # fmt: skip
+    """All passes of all data seeds; what they learned lies in the run's folder then."""
     options = files.options
     outcomes: list[Outcome] = []
-    metadata: dict[str, dict] = {}
     for data_seed, data in data_sets.items():
         suffix = "" if data_seed is None else f"_d{data_seed}"
         splits = data.record()["splits"]  # others would move between training and evaluation
@@ -156,13 +143,8 @@ def run_passes(
                 others=len(passes) * len(data_sets) > 1,
             )  # fmt: skip
             checkpoint = Checkpoint(files.checkpoint(ending), options.checkpoint_steps)
-            found = one_pass.run(checkpoint, files.outcomes(ending))
-            outcomes += found
-            metadata |= {each.head: head_metadata(data, base.preprocessing, options, each) for each in found}
-            for each in found:  # what is no head would be lost with the pass's model
-                if not (base.is_head(each.cell.spec) or each.diverged or log is None):
-                    one_pass.save(each, files.network(each.head), each.head, metadata[each.head])
-    return outcomes, metadata
+            outcomes += one_pass.run(checkpoint, files.outcomes(ending), files.folder)
+    return outcomes
 
 
 def passes_of(base: TrainingBase, options: TrainOptions, suffix: str) -> dict[str, dict[str, Cell]]:
@@ -226,45 +208,20 @@ def log_position(files: Files) -> int | None:
     return max((state["log_position"] or 0 for state in states), default=0)
 
 
-def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOptions, outcome: Outcome) -> dict:
-    """What a head's file says beyond its shapes: enough to evaluate it again without a flag."""
-    kept = {key: value for key, value in to_dict(options).items() if key not in OF_THE_MACHINE + OF_ONE_HEAD}
-    cell = {"method": outcome.cell.spec.method, "lr": outcome.cell.lr, "seed": outcome.cell.seed}
-    return {
-        "labels": data.labels,
-        "preprocessing": preprocessing.to_dict(),
-        "dataset": data.record(),
-        "metrics": {"epoch": outcome.epoch, "select": outcome.select, "eval": outcome.eval},
-        "training": {**kept, **cell, "data_seed": outcome.data_seed},
-        "versions": versions(),
-    }
-
-
-def leave(
-    base: TrainingBase, outcomes: Sequence[Outcome], metadata: Mapping[str, dict], files: Files
-) -> None:  # fmt: skip
+def leave(outcomes: Sequence[Outcome], files: Files) -> None:
     """Write the results and say where they are. The best head's file comes last: with it the run is finished."""
     options, chosen = files.options, grid.best(outcomes)
-
-    def save(outcome: Outcome, path: Path, name: str) -> None:
-        if base.is_head(outcome.cell.spec):
-            base.vit.save_head(outcome.head, path, metadata[outcome.head], save_as=name)
-        else:
-            network = tuned_files.load(files.network(outcome.head))
-            tuned_files.save(path, network.tensors, {**network.metadata, "name": name})
-
     metrics = read_metrics(files.folder / "metrics.jsonl")
     metrics = metrics if len(outcomes) == 1 else metrics_of(metrics, chosen.head)
     picture = plots.training_curves(metrics, options.output / f"{options.name}_curves.png", options.name)
     if len(outcomes) > 1:
         report_grid(outcomes, chosen, options)
         if options.keep_all:
-            for outcome in (each for each in outcomes if each.diverged_at is None):
-                save(outcome, options.output / heads.file_name(outcome.head), outcome.head)
-    save(chosen, files.head, options.name)
+            for outcome in (each for each in outcomes if not each.diverged):
+                copy_as(outcome.head, files.learned(outcome.head), options.output / heads.file_name(outcome.head))
+    what = copy_as(options.name, files.learned(chosen.head), files.head)
     for path in files.done_with():
         path.unlink(missing_ok=True)
-    what = "head" if base.is_head(chosen.cell.spec) else "network"
     score, size = chosen.eval, files.head.stat().st_size / 1000
     which = "" if len(outcomes) == 1 else f" ({chosen.cell.name}, the best of {len(outcomes)} on select)"
     print(
@@ -272,6 +229,14 @@ def leave(
         f"evaluation images, after epoch {chosen.epoch} (select top-1 {chosen.select['top1']:.4f})\n"
         f"{what:<8}{files.head} ({size:,.0f} kB)\ncurves  {picture}\nlog     {files.folder}"
     )
+
+
+def copy_as(name: str, source: Path, target: Path) -> str:
+    """Copy what a pass has learned, under another name; returns what it is, a head or a network."""
+    kind, what = (tuned_files, "network") if tuned_files.is_tuned(source) else (heads, "head")
+    file = kind.load(source)
+    kind.save(target, file.tensors, {**file.metadata, "name": name})
+    return what
 
 
 def report_grid(outcomes: Sequence[Outcome], chosen: Outcome, options: TrainOptions) -> None:

@@ -1,17 +1,16 @@
 """The base that a run learns on, and the models of its passes: heads of one pass, or a network by itself."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from learnable_memory.bases import find_base, read_config
-from learnable_memory.commands.model import load_base, resolve_device
+from learnable_memory.commands.model import check_no_attention, load_base, resolve_device
 from learnable_memory.config import TrainOptions
 from learnable_memory.convolutional import ConvolutionalBase, is_convolutional
 from learnable_memory.grid import Cell
 from learnable_memory.method_spec import OF_ANY_NETWORK, MethodSpec
-from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network
+from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network, check_method
 from learnable_memory.transforms import Preprocessing
 from vit import MemoryCapableViT
 
@@ -22,6 +21,7 @@ class TrainingBase:
     Args:
         options: name the base, its images' size, precision and attention.
         device: stands for theirs.
+        processes, process: how many share each batch, and which of them this is, from 0.
 
     Attributes:
         vit: with the heads of all passes so far, in the run's precision; None for a convolutional network.
@@ -31,8 +31,10 @@ class TrainingBase:
     not know.
     """
 
-    def __init__(self, options: TrainOptions, device: torch.device | None = None) -> None:
-        self.options = options
+    def __init__(
+        self, options: TrainOptions, device: torch.device | None = None, processes: int = 1, process: int = 0
+    ) -> None:
+        self.options, self.processes, self.process = options, processes, process
         self.device = device or resolve_device(options.device)
         self.vit: MemoryCapableViT | None = None
         self.convolutional: ConvolutionalBase | None = None
@@ -44,7 +46,16 @@ class TrainingBase:
             found = self.convolutional.preprocessing
             self.preprocessing = found if options.image_size is None else found.at(options.image_size)
         else:
-            self.vit, self.preprocessing = self._load(options)
+            self.vit, self.preprocessing = self._load()
+
+    @property
+    def fingerprint(self) -> str:
+        """As heads and networks are bound to it."""
+        return (self.convolutional or self.vit).fingerprint
+
+    @property
+    def base_id(self) -> str | None:
+        return (self.convolutional or self.vit).base_id
 
     @property
     def kind(self) -> str:
@@ -54,6 +65,14 @@ class TrainingBase:
     def is_head(self, spec: MethodSpec) -> bool:
         """Whether it is learned by a head, beside others in one pass."""
         return spec.combinable and self.convolutional is None
+
+    def check(self, specs: Iterable[MethodSpec]) -> None:
+        """Raise ValueError or ModuleNotFoundError for what cannot be learned on this base, before anything is."""
+        for spec in specs:
+            if self.convolutional is not None:
+                self.convolutional.check(spec, self.options.gradient_checkpointing, self.processes)
+            elif not spec.combinable:
+                check_method(spec, self.vit.config._attn_implementation)
 
     def model(
         self, cells: Mapping[str, Cell], num_labels: int, extends: Sequence[str] = ()
@@ -73,14 +92,14 @@ class TrainingBase:
             return self.vit
         ((name, cell),) = cells.items()
         network = self._network(cell, num_labels)
-        base = self.convolutional or self.vit
-        model = TunedModel({name: network}, base.fingerprint, base.base_id).to(self.device)
+        model = TunedModel({name: network}, self.fingerprint, self.base_id).to(self.device)
         if self.options.compile:
             model.compile()
         return model
 
     def _network(self, cell: Cell, num_labels: int) -> torch.nn.Module:
-        torch.manual_seed(cell.seed)  # dropout draws from the global generator
+        # Dropout draws from the global generator, in each process for other images; cells' seeds have 32 bits.
+        torch.manual_seed(cell.seed + (self.process << 32))
         generator = torch.Generator().manual_seed(cell.seed)
         options = self.options
         again, reduced = options.gradient_checkpointing, options.precision != "float32"
@@ -90,13 +109,15 @@ class TrainingBase:
         if cell.spec.method not in OF_WEIGHTS:
             return build_network(self.vit, cell.spec, num_labels, generator, again)
         if reduced and self._exact is None:
-            self._exact, _ = self._load(dataclasses.replace(options, precision="float32", compile=False))
+            self._exact, _ = self._load(exact=True)
         return build_network(self._exact or self.vit, cell.spec, num_labels, generator, again, autocast)
 
-    def _load(self, options: TrainOptions) -> tuple[MemoryCapableViT, Preprocessing]:
-        return load_base(options.base_model, options, self.device, options.image_size)
+    def _load(self, exact: bool = False) -> tuple[MemoryCapableViT, Preprocessing]:
+        options = self.options
+        return load_base(options.base_model, options, self.device, options.image_size, exact=exact)
 
     def _check_convolutional(self) -> None:
+        check_no_attention(self.options.base_model, self.options)
         without = [spec.label for spec in self.options.method_specs if spec.method not in OF_ANY_NETWORK]
         if without:
             raise ValueError(

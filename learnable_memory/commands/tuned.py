@@ -14,7 +14,7 @@ import torch
 from learnable_memory import heads, tuned_files
 from learnable_memory.bases import find_base
 from learnable_memory.commands.chosen_heads import ChosenHeads, choose_heads, load_chosen
-from learnable_memory.commands.model import load_base, resolve_device
+from learnable_memory.commands.model import check_no_attention, load_base, resolve_device
 from learnable_memory.config import RunOptions
 from learnable_memory.convolutional import ConvolutionalBase
 from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network
@@ -112,8 +112,8 @@ def load_tuned(file: TunedFile, options: RunOptions) -> tuple[TunedModel, Prepro
 def _on_vit(file: TunedFile, named: str, options: RunOptions) -> tuple[TunedModel, Preprocessing]:
     spec, own = file.spec, Preprocessing.of_head(file.metadata)
     autocast = _autocast(options) if spec.method in OF_WEIGHTS else None
-    options = dataclasses.replace(options, compile=False, precision="float32" if autocast else options.precision)
-    base, of_the_base = load_base(named, options, sized=False, own_pixels=own is None)
+    options = dataclasses.replace(options, compile=False)
+    base, of_the_base = load_base(named, options, sized=False, own_pixels=own is None, exact=autocast is not None)
     tuned_files.check_base(file.metadata, base.fingerprint)
     preprocessing = own or of_the_base
     base.set_image_size((preprocessing.height, preprocessing.width))
@@ -122,6 +122,7 @@ def _on_vit(file: TunedFile, named: str, options: RunOptions) -> tuple[TunedMode
 
 
 def _on_convolutional(file: TunedFile, named: str, options: RunOptions) -> tuple[TunedModel, Preprocessing]:
+    check_no_attention(named, options)
     place = find_base(named, options.base_cache, not options.no_download)
     base = ConvolutionalBase.open(place, named)
     tuned_files.check_base(file.metadata, base.fingerprint)

@@ -15,7 +15,7 @@
       - {kind: lines, name, title, grid, rows, columns, where, x, lines, references, note}
       - {kind: rates, name, title, grid, rows, columns, where, note}
     together:
-      - {name, title, rows, columns, value, published, note, ...}          # what else is there belongs to the analysis
+      - {name, title, kind, grid, heads, along, order, rows, columns, value, published, note}
     smoke: {options: {...}}
 
 `rows` and `columns` are a dimension or a list of dimensions, whose labels are joined by ", "; `where` gives dimensions
@@ -26,6 +26,15 @@ table's unit (without columns: row label -> number). `differences` are {of: row 
 Of figures, rows are what the marks stand for, columns are the panels, and `name` is the name of the file. Of lines, `x`
 is a key of the results or an option, `lines` a dimension of the rows or a mapping line -> row labels, and `references`
 are row labels that are drawn as horizontal lines.
+
+What is put together are the heads of a grid: `heads` gives each dimension but one its label, `along` is that one, and
+`order` are its labels in the order in which heads are added. Kinds:
+
+    concatenation   all heads in one model, each seeing itself alone
+    extension       trained in this order, each seeing all before it
+    unmasked        the first, the first two, .. of them in one model in which every token sees every memory
+
+Rows and columns are `along` and, of kind unmasked, `together`: which heads are in the model, joined by " + ".
 """
 
 from __future__ import annotations
@@ -84,7 +93,7 @@ def read_card(name_or_path: str | Path) -> Card:
         grids=tuple(grids.values()),
         tables=_each(found, "tables", where, lambda entry, place: read_table(entry, grids, place)),
         figures=_each(found, "figures", where, lambda entry, place: read_figure(entry, grids, place)),
-        together=_each(found, "together", where, read_together),
+        together=_each(found, "together", where, lambda entry, place: read_together(entry, grids, place)),
         smoke=_smoke(found.get("smoke", {}), f"{where}, smoke"),
     )
     for kind, shown in (("figures", card.figures), ("together", card.together)):

@@ -140,7 +140,8 @@ class Together:
     Attributes:
         rows, columns: keys of `labels` in the results of this analysis.
         values: of view_reader.TOGETHER_VALUES; several only without columns.
-        settings: what the analysis itself is told.
+        settings: what the analysis itself is told: `kind`, one of view_reader.KINDS; `grid`; `heads`, dimension ->
+            label; `along`, the dimension that is left; `order`, its labels in the order in which heads are added.
     """
 
     name: str
@@ -151,6 +152,27 @@ class Together:
     published: Mapping[tuple[str, str], float]
     note: str
     settings: Mapping[str, Any]
+
+    @property
+    def labels(self) -> list[dict[str, str]]:
+        """What each result of one data seed is of: a data set, and without the mask also which heads are in the model:
+        the first, the first two, and so on."""
+        along, order = self.settings["along"], self.settings["order"]
+        if self.settings["kind"] != "unmasked":
+            return [{along: label} for label in order]
+        first = [order[:count] for count in range(1, len(order) + 1)]
+        return [{"together": " + ".join(inside), along: label} for inside in first for label in inside]
+
+    def place(self, labels: Mapping[str, str]) -> tuple[str, str]:
+        """(row label, column label) of a result; without columns the latter is ""."""
+        row, column = (", ".join(labels[key] for key in keys) for keys in (self.rows, self.columns))
+        return row, column
+
+    def members(self, grid: Grid) -> list[Variant]:
+        """The variants whose heads are put together, in their order."""
+        variants = {tuple(sorted(variant.labels.items())): variant for variant in grid.variants()}
+        labels = ({**self.settings["heads"], self.settings["along"]: label} for label in self.settings["order"])
+        return [variants[tuple(sorted(each.items()))] for each in labels]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from learnable_memory.options import field_types
 
 SWEEPS = ("first", "every")
 RESERVED = (  # what the engine or the machine decides
-    "lr", "seeds", "data_seeds", "name", "output", "resume", "overwrite", "keep_all", "log_with", "checkpoint_steps",
-    "directory", "no_download", "cache_folder", "device",
+    "lr", "seeds", "data_seeds", "extends", "name", "output", "resume", "overwrite", "keep_all", "log_with",
+    "checkpoint_steps", "directory", "no_download", "cache_folder", "device",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def read_options(value: Any, where: str) -> dict[str, Any]:
     kinds = {name: kind for name, kind in field_types(TrainOptions).items() if name not in RESERVED}
     options = checks.mapping(value, where, optional=kinds)
     for name, given in options.items():
-        if kinds[name].many and name != "extends" and isinstance(given, list) and len(given) != 1:
+        if kinds[name].many and isinstance(given, list) and len(given) != 1:
             raise ValueError(f"{where}: {name} is {given}, but it has to be one value: make an entry for each.")
     return options
 

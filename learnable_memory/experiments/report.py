@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from learnable_memory.experiments import figures, tables, together_tables
-from learnable_memory.experiments.card_types import Card
+from learnable_memory.experiments.card_types import Card, Together
 from learnable_memory.experiments.choice import Row, compared_seeds, diverged
 from learnable_memory.experiments.findings import Finding, Findings
 from learnable_memory.files import replacing
@@ -54,8 +54,7 @@ def _tables(findings: Findings) -> list[str]:
     card = findings.card
     shown = [f"### {table.title}\n\n{tables.markdown(table, findings)}" for table in card.tables]
     shown += [
-        f"### {analysis.title}\n\n{together_tables.markdown(analysis, card, findings.together)}"
-        for analysis in card.together
+        f"### {analysis.title}\n\n{together_tables.markdown(analysis, findings.together)}" for analysis in card.together
     ]
     return ["## Results", *shown] if shown else []
 
@@ -81,6 +80,11 @@ def _warnings(findings: Findings) -> list[str]:
 
 def _missing(findings: Findings) -> list[str]:
     lines = [f"- {_name(found)}: {_missing_runs(found)}." for found in findings if found.missing]
+    lines += [
+        f"- analysis {analysis.name}: data seed {', '.join(map(str, seeds))}; {_needs(analysis)}."
+        for analysis in findings.card.together
+        if (seeds := findings.missing_of(analysis))
+    ]
     return ["## Missing runs", "\n".join(lines)] if lines else []
 
 
@@ -95,6 +99,11 @@ def _missing_runs(found: Finding) -> str:
     return "; ".join(words)
 
 
+def _needs(analysis: Together) -> str:
+    heads, order = ", ".join(analysis.settings["heads"].values()), ", ".join(analysis.settings["order"])
+    return f"it needs the runs of {f'{heads} on ' if heads else ''}{order}; a diverged run cannot be put together"
+
+
 def _how(findings: Findings) -> list[str]:
     """What the numbers were made with, as the rows say."""
     runs = findings.used
@@ -105,9 +114,9 @@ def _how(findings: Findings) -> list[str]:
         ((row["train_seconds"] or 0.0) + (row["eval_seconds"] or 0.0)) / row["heads_in_pass"] for row in runs
     )
     lines = [
-        f"- Runs: {len(runs)}, of which {lost} diverged" + _left_out(findings.left_out),
+        f"- Runs: {len(runs)}, of which {lost} diverged" + _left_out(findings),
         f"- Data seeds: {_values(row['data_seed'] for row in runs)}",
-        f"- Time of training and evaluation: {duration(seconds)}",
+        f"- Time of training steps and of the last evaluation: {duration(seconds)}",
         f"- Machine: device {_values(row['machine']['device'] for row in runs)}; "
         f"threads {_values(row['machine']['threads'] for row in runs)}",
         f"- Versions: {_versions(runs)}",
@@ -115,8 +124,12 @@ def _how(findings: Findings) -> list[str]:
     return ["## How this was run", "\n".join(lines)]
 
 
-def _left_out(count: int) -> str:
-    return f"; {count} more in the results file are of another form of this card, and left out" if count else ""
+def _left_out(findings: Findings) -> str:
+    runs, together = findings.left_out, findings.together_left_out
+    words = f"; {runs} more in the results file are of another form of this card, and left out" if runs else ""
+    if together:
+        words += f"; {together} results of heads put together are of runs that are no longer chosen, and left out"
+    return words
 
 
 def _versions(runs: Sequence[Row]) -> str:

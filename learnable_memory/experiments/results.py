@@ -7,12 +7,24 @@ import binascii
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
+from learnable_memory.method_spec import MethodSpec
 from learnable_memory.runlog import jsonable, read_metrics
+
+KEYS = {  # what a row of each kind has to have
+    "run": (
+        "grid", "labels", "key", "options", *(field.name for field in fields(MethodSpec)), "lr", "seed", "head",
+        "data_seed", "parameters", "epoch", "diverged_at", "select", "eval", "eval_right", "eval_hash", "steps",
+        "train_seconds", "eval_seconds", "heads_in_pass", "peak_memory_bytes", "combinable", "versions", "machine",
+    ),
+    "together": ("analysis", "labels", "key", "data_seed", "members", "top1", "alone_top1", "images"),
+}  # fmt: skip
 
 
 class Results:
@@ -24,19 +36,23 @@ class Results:
     def rows(self) -> list[dict[str, Any]]:
         """All rows in the order in which they came. A last line that a killed process has cut short is left out.
 
-        Raises ValueError, with the line's number, if another line is damaged.
+        Raises ValueError, with the line's number, if another line is damaged, or if a row lacks something.
         """
-        return read_metrics(self.path) if self.path.exists() else []
+        rows = read_metrics(self.path) if self.path.exists() else []
+        for number, row in enumerate(rows, start=1):
+            _check(row, f"{self.path}, line {number}")
+        return rows
 
     def keys(self) -> set[str]:
-        """The keys of the runs that are there."""
-        return {row["key"] for row in self.rows() if "key" in row}
+        """The keys of the runs and analyses that are there."""
+        return {row["key"] for row in self.rows()}
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row, on disk when this returns; what is not finite becomes null."""
         line = json.dumps(jsonable(row), allow_nan=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
+        # Several processes may each run a part of a card: none must cut off what another is writing.
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")), self.path.open("ab+") as file:
             self._drop_cut_line(file)
             file.write(line.encode())
             file.flush()
@@ -47,6 +63,17 @@ class Results:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
+
+
+def _check(row: Mapping[str, Any], where: str) -> None:
+    kind = row.get("kind")
+    if kind not in KEYS:
+        raise ValueError(
+            f"{where}: kind is {kind!r}, but it has to be one of {', '.join(KEYS)}; mend or remove the line."
+        )
+    missing = [key for key in KEYS[kind] if key not in row]
+    if missing:
+        raise ValueError(f"{where}: a row of kind {kind} lacks {', '.join(missing)}; mend or remove the line.")
 
 
 def pack_right(right: np.ndarray) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from learnable_memory.experiments.card_types import Table
-from learnable_memory.experiments.choice import diverged
+from learnable_memory.experiments.choice import Row, diverged
 from learnable_memory.experiments.findings import Finding, Findings
 from learnable_memory.experiments.significance import Difference, paired_bootstrap
 from learnable_memory.grid import shortest
@@ -26,7 +26,8 @@ HEADINGS = {
     "epoch": "best epoch",
 }
 BYTES_PER_NUMBER = 4  # float32
-SHARED = "Of heads that were trained in one pass each counts as an equal part of the pass's seconds."
+SHARED_SECONDS = "Of heads that were trained in one pass each counts as an equal part of the pass's seconds."
+BOOTSTRAP = "in points, with the 95 % interval and two-sided p of a paired bootstrap over images."
 TIMED = ("train_seconds", "eval_seconds", "step_milliseconds")
 MEASURED = ("top1", *TIMED, "peak_memory", "epoch")  # may differ from data seed to data seed
 KEYS = {  # what of a row a value is made of
@@ -147,16 +148,17 @@ def signed(difference: Difference) -> str:
 def _notes(table: Table, cells: Mapping[tuple[str, str], Finding]) -> str:
     """What a reader has to know of the numbers, in the order in which it is met."""
     reported = {place: found for place, found in cells.items() if found.top1 is not None}
-    several = any(found.top1.runs > 1 for found in reported.values())
+    runs = {place: found.top1.runs for place, found in reported.items()}
+    several = any(count > 1 for count in runs.values())
     notes = []
     if table.values == ("top1",):
         what = "mean ± sample standard deviation over" if several else "of"
-        notes += [f"Top-1 on the evaluation split, in percent, {what} {seeds}." for seeds in _seeds(reported)]
+        notes += [f"Top-1 on the evaluation split, in percent, {what} {seeds}." for seeds in seeds_words(runs)]
     else:
         notes += [f"{upper_first(HEADINGS[value])}." for value in table.values if table.view.columns]
         if any(value in MEASURED for value in table.values):
             spread = ", ± sample standard deviation" * (several and "top1" in table.values)
-            notes += [f"Means over {seeds}{spread}." for seeds in _seeds(reported)]
+            notes += [f"Means over {seeds}{spread}." for seeds in seeds_words(runs)]
     notes += [
         f"Diverged, and not counted: {_name(place)} in {lost} of {len(found.chosen)} runs."
         for place, found in reported.items()
@@ -165,18 +167,33 @@ def _notes(table: Table, cells: Mapping[tuple[str, str], Finding]) -> str:
     if table.published:
         notes.append("In brackets: published.")
     if table.differences:
-        notes.append("Differences in points, with the 95 % interval and two-sided p of a paired bootstrap over images.")
-    shared = any(row["heads_in_pass"] > 1 for found in reported.values() for row in found.scored)
-    if shared and any(value in TIMED for value in table.values):
-        notes.append(SHARED)
+        notes.append(f"Differences {BOOTSTRAP}")
+    notes += _shared(table, [row for found in reported.values() for row in found.scored])
     return " ".join(notes + [table.note] * bool(table.note))
 
 
-def _seeds(reported: Mapping[tuple[str, str], Finding]) -> list[str]:
-    """How many data seeds, and which cells have fewer; nothing where nothing is reported."""
-    if not reported:
+def _shared(table: Table, rows: Sequence[Row]) -> list[str]:
+    """What is measured of a pass as a whole, where heads shared one."""
+    heads = sorted({row["heads_in_pass"] for row in rows if row["heads_in_pass"] > 1})
+    if not heads:
         return []
-    runs = {place: found.top1.runs for place, found in reported.items()}
+    notes = [SHARED_SECONDS] * any(value in TIMED for value in table.values)
+    if "peak_memory" in table.values:
+        count = f"{heads[0]}" if len(heads) == 1 else f"{heads[0]} to {heads[-1]}"
+        notes.append(
+            f"Of heads that were trained in one pass, peak memory is that of the whole pass, of {count} heads."
+        )
+    return notes
+
+
+def seeds_words(runs: Mapping[tuple[str, str], int]) -> list[str]:
+    """How many data seeds, and which cells have fewer; nothing where there are none.
+
+    Args:
+        runs: (row label, column label) -> of how many data seeds the cell is.
+    """
+    if not runs:
+        return []
     most = max(runs.values())
     fewer = [f"{_name(place)} over {count}" for place, count in runs.items() if count < most]
     seeds = f"{most} data seeds" if most > 1 else "one data seed"

@@ -2,92 +2,110 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
-from learnable_memory.experiments.card_types import Card, Together
+import numpy as np
+
+from learnable_memory.experiments.card_types import Together
 from learnable_memory.experiments.choice import Row
-from learnable_memory.experiments.significance import Spread
-from learnable_memory.experiments.tables import NOTHING, beside, percent, text_table, upper_first
+from learnable_memory.experiments.results import unpack_right
+from learnable_memory.experiments.significance import Spread, paired_bootstrap
+from learnable_memory.experiments.tables import (
+    BOOTSTRAP,
+    NOTHING,
+    beside,
+    percent,
+    seeds_words,
+    signed,
+    text_table,
+    upper_first,
+)
 
-Labels = tuple[str, ...]
 HEADINGS = {"top1": "together, %", "alone_top1": "alone, %", "change": "change, points"}
 VALUES: Mapping[str, Callable[[Row], float]] = {
     "top1": lambda row: row["top1"],
     "alone_top1": lambda row: row["alone_top1"],
     "change": lambda row: row["top1"] - row["alone_top1"],
 }
+Place = tuple[str, str]
 
 
-def markdown(analysis: Together, card: Card, rows: Iterable[Row]) -> str:
-    """The table and the note below it; without results a line that says so.
-
-    Labels come in the order in which a grid of the card has them, others by their text.
+def markdown(analysis: Together, rows: Iterable[Row]) -> str:
+    """The table and the note below it, in the order of the analysis; without results a line that says so.
 
     Args:
-        rows: of all analyses, in any order. Rows with the same labels are of different data seeds.
+        rows: of `Findings.together`, of all analyses and in any order.
 
-    Raises ValueError if the labels of a row are not those that the card has in rows and columns, or if two rows have
-    the same labels and data seed.
+    Raises ValueError if two rows have the same labels and data seed, or if those of one cell are of different images.
     """
     cells = _placed(analysis, rows)
     if not cells:
         return "No results yet."
-    down = sorted({row for row, _ in cells}, key=lambda labels: _order(card, analysis.rows, labels))
-    across = sorted({column for _, column in cells}, key=lambda labels: _order(card, analysis.columns, labels))
-    single = len(analysis.values) == 1
+    down, across = (dict.fromkeys(labels) for labels in zip(*map(analysis.place, analysis.labels), strict=True))
     shown = [(column, value) for column in across for value in analysis.values]
-    headings = [", ".join(column) if single and column else HEADINGS[value] for column, value in shown]
+    headings = [column or HEADINGS[value] for column, value in shown]
     lines = [
-        [", ".join(row)]
-        + [_cell(analysis, value, row, column, cells.get((row, column), {})) for column, value in shown]
+        [row, *(_cell(analysis, value, (row, column), cells.get((row, column), [])) for column, value in shown)]
         for row in down
     ]
-    notes = [f"{upper_first(HEADINGS[analysis.values[0]])}."] * bool(analysis.columns)
-    notes += ["In brackets: published."] * bool(analysis.published) + [analysis.note] * bool(analysis.note)
-    return "\n\n".join(filter(None, [text_table([", ".join(analysis.rows), *headings], lines), " ".join(notes)]))
+    table = text_table([", ".join(analysis.rows), *headings], lines)
+    return "\n\n".join(filter(None, [table, _notes(analysis, cells)]))
 
 
-def _placed(analysis: Together, rows: Iterable[Row]) -> dict[tuple[Labels, Labels], dict[Any, Row]]:
-    """(labels of the rows, labels of the columns) -> data seed -> row."""
-    cells: dict[tuple[Labels, Labels], dict[Any, Row]] = {}
-    keys = (*analysis.rows, *analysis.columns)
+def _placed(analysis: Together, rows: Iterable[Row]) -> dict[Place, list[Row]]:
+    """(row label, column label) -> its rows, in the order of their data seeds."""
+    cells: dict[Place, dict[int, Row]] = {}
     for row in rows:
         if row["analysis"] != analysis.name:
             continue
-        where = f"together {analysis.name!r}: "
-        if set(row["labels"]) != set(keys):
+        same = cells.setdefault(analysis.place(row["labels"]), {})
+        if row["data_seed"] in same:
             raise ValueError(
-                f"{where}a row of the results has the labels {', '.join(sorted(row['labels']))}, but rows and columns "
-                f"are {', '.join(keys)}: name those."
+                f"together {analysis.name!r}: two rows have {', '.join(row['labels'].values())} and data seed "
+                f"{row['data_seed']}; take one out of the results."
             )
-        place = (
-            tuple(row["labels"][key] for key in analysis.rows),
-            tuple(row["labels"][key] for key in analysis.columns),
-        )
-        same = cells.setdefault(place, {})
-        if row.get("data_seed") in same:
-            labels = ", ".join(row["labels"].values())
-            raise ValueError(f"{where}two rows have {labels} and one data seed; take one out of the results.")
-        same[row.get("data_seed")] = row
-    return cells
+        same[row["data_seed"]] = row
+    return {place: [same[seed] for seed in sorted(same)] for place, same in cells.items()}
 
 
-def _cell(analysis: Together, value: str, row: Sequence[str], column: Sequence[str], same: Mapping[Any, Row]) -> str:
-    published = beside(analysis.published, ", ".join(row), ", ".join(column)) if len(analysis.values) == 1 else ""
+def _cell(analysis: Together, value: str, place: Place, same: Sequence[Row]) -> str:
+    """Mean and deviation over the data seeds; of a change, where the answers are there, its interval over images."""
+    published = beside(analysis.published, *place)
     if not same:
         return NOTHING + published
-    spread = Spread.of([VALUES[value](same[seed]) for seed in sorted(same, key=str)])
-    text = percent(spread.mean, spread.deviation)
-    return ("+" if value == "change" and spread.mean > 0 else "") + text + published
+    if value == "change" and _answered(same):
+        return _change(analysis, place, same) + published
+    spread = Spread.of([VALUES[value](row) for row in same])
+    sign = "+" if value == "change" and spread.mean > 0 else ""
+    return sign + percent(spread.mean, spread.deviation) + published
 
 
-def _order(card: Card, keys: Sequence[str], labels: Sequence[str]) -> list[tuple]:
-    """Sorts labels as the card has them; others behind, with numbers in them by their size."""
-    order = []
-    for key, label in zip(keys, labels, strict=True):
-        known = [each for grid in card.grids if key in grid.over for each in grid.labels(key)]
-        natural = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", label)]
-        order.append((known.index(label) if label in known else len(known), natural))
-    return order
+def _answered(same: Sequence[Row]) -> bool:
+    """Whether the results say which images were answered rightly, together and alone."""
+    return all(row.get(key) is not None for row in same for key in ("eval_right", "alone_right"))
+
+
+def _change(analysis: Together, place: Place, same: Sequence[Row]) -> str:
+    hashes = sorted({row["eval_hash"] for row in same})
+    if len(hashes) != 1:
+        raise ValueError(
+            f"together {analysis.name!r}: {' / '.join(filter(None, place))} was evaluated on different images (hashes "
+            f"{', '.join(hashes)}), but a paired change needs the same: take all but one out of the results."
+        )
+    together, alone = (
+        np.stack([unpack_right(row[key], row["images"]) for row in same])  # [data seeds, images]
+        for key in ("eval_right", "alone_right")
+    )
+    return signed(paired_bootstrap(together, alone))
+
+
+def _notes(analysis: Together, cells: Mapping[Place, Sequence[Row]]) -> str:
+    """As below the other tables."""
+    runs = {place: len(same) for place, same in cells.items()}
+    paired = "change" in analysis.values and any(map(_answered, cells.values()))
+    spread = [value for value in analysis.values if value != "change" or not all(map(_answered, cells.values()))]
+    deviation = ", ± sample standard deviation" * (any(count > 1 for count in runs.values()) and bool(spread))
+    notes = [f"{upper_first(HEADINGS[analysis.values[0]])}."] * bool(analysis.columns)
+    notes += [f"Means over {seeds}{deviation}." for seeds in seeds_words(runs)]
+    notes += [f"Changes {BOOTSTRAP}"] * paired + ["In brackets: published."] * bool(analysis.published)
+    return " ".join(notes + [analysis.note] * bool(analysis.note))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from learnable_memory.experiments import checks
@@ -14,6 +15,8 @@ VALUES = (
     "lr", "combinable", "epoch",
 )  # fmt: skip
 TOGETHER_VALUES = ("top1", "alone_top1", "change")
+KINDS = ("concatenation", "extension", "unmasked")  # of analyses
+SETTINGS = ("kind", "grid", "heads", "along", "order")
 OF_KIND = {  # figures: required keys and optional ones, beside those that all have
     "points": ((), ("published",)),
     "lines": (("x", "lines"), ("references",)),
@@ -30,7 +33,7 @@ def read_table(entry: Any, grids: Mapping[str, Grid], where: str) -> Table:
     view = read_view(entry, grids, where)
     rows = view.row_labels(grids[view.grid])
     values = _values(entry["value"], VALUES, view.columns, where)
-    published = _published(entry, rows, view.column_labels(grids[view.grid]), where)
+    published = _published(entry, view.cells(grids[view.grid]), where)
     if published and len(values) > 1:
         raise ValueError(f"{where}: published numbers are of one value, but value is {', '.join(values)}.")
     differences = [
@@ -52,40 +55,58 @@ def read_figure(entry: Any, grids: Mapping[str, Grid], where: str) -> Figure:
         raise ValueError(f"{where}: name is {name!r}, but it has to be made of letters, digits, '_' and '-'.")
     where = f"{where} ({name})"
     view = read_view(entry, grids, where)
-    rows, columns = view.row_labels(grids[view.grid]), view.column_labels(grids[view.grid])
     return Figure(
         kind=kind,
         name=name,
         title=title,
         view=view,
-        published=_published(entry, rows, columns, where),
+        published=_published(entry, view.cells(grids[view.grid]), where),
         x=checks.text(entry["x"], f"{where}: x") if "x" in entry else "",
         lines=_lines(entry["lines"], view, grids[view.grid], where) if "lines" in entry else {},
-        references=checks.some_of(entry.get("references", []), rows, f"{where}: references"),
+        references=checks.some_of(
+            entry.get("references", []), view.row_labels(grids[view.grid]), f"{where}: references"
+        ),
         note=_note(entry, where),
     )
 
 
-def read_together(entry: Any, where: str) -> Together:
-    """An analysis; keys that are not those of its table are left to the analysis itself."""
-    known = ("name", "title", "rows", "columns", "value", "published", "note")
-    entry = checks.mapping(entry, where, ("name", "title", "rows", "value"))
-    name = checks.text(entry["name"], f"{where}: name")
+def read_together(entry: Any, grids: Mapping[str, Grid], where: str) -> Together:
+    required = ("name", "title", *SETTINGS, "rows", "value")
+    entry = checks.mapping(entry, where, required, ("columns", "published", "note"))
+    name, title = (checks.text(entry[key], f"{where}: {key}") for key in ("name", "title"))
     where = f"{where} ({name})"
-    rows, columns = (
-        tuple(checks.label(key, f"{where}: {side}") for key in checks.one_or_more(entry.get(side, [])))
-        for side in ("rows", "columns")
-    )
-    return Together(
-        name=name,
-        title=checks.text(entry["title"], f"{where}: title"),
-        rows=rows,
-        columns=columns,
-        values=_values(entry["value"], TOGETHER_VALUES, columns, where),
-        published=_published(entry, None, None if columns else [""], where),
-        note=_note(entry, where),
-        settings={key: value for key, value in entry.items() if key not in known},
-    )
+    settings = _settings(entry, grids, where)
+    legal = (settings["along"], "together") if settings["kind"] == "unmasked" else (settings["along"],)
+    rows, columns = (checks.some_of(entry.get(side, []), legal, f"{where}: {side}") for side in ("rows", "columns"))
+    if not rows or sorted(rows + columns) != sorted(legal):
+        raise ValueError(
+            f"{where}: rows and columns have to name {', '.join(legal)}, each once, and rows at least one."
+        )
+    values = _values(entry["value"], TOGETHER_VALUES, columns, where)
+    analysis = Together(name, title, rows, columns, values, {}, _note(entry, where), settings)
+    published = _published(entry, [analysis.place(labels) for labels in analysis.labels], where)
+    if published and len(values) > 1:
+        raise ValueError(f"{where}: published numbers are of one value, but value is {', '.join(values)}.")
+    return replace(analysis, published=published)
+
+
+def _settings(entry: Mapping[str, Any], grids: Mapping[str, Grid], where: str) -> dict[str, Any]:
+    """What the analysis itself is told."""
+    kind = checks.one_of(entry["kind"], KINDS, f"{where}: kind")
+    grid = grids[checks.one_of(entry["grid"], grids, f"{where}: grid")]
+    along = checks.one_of(entry["along"], grid.over, f"{where}: along")
+    heads = checks.mapping(entry["heads"], f"{where}: heads", optional=grid.over)
+    if sorted([along, *heads]) != sorted(grid.over):
+        raise ValueError(f"{where}: along and heads have to name the dimensions {', '.join(grid.over)}, each once.")
+    heads = {
+        dimension: checks.one_of(checks.label(label, where), grid.labels(dimension), f"{where}: heads, {dimension}")
+        for dimension, label in heads.items()
+    }
+    order = checks.some_of(entry["order"], grid.labels(along), f"{where}: order")
+    if len(order) < 2:
+        choice = ", ".join(grid.labels(along))
+        raise ValueError(f"{where}: order is {list(order)}, but it has to be two or more of {choice}.")
+    return {"kind": kind, "grid": grid.name, "heads": heads, "along": along, "order": list(order)}
 
 
 def read_view(entry: Mapping[str, Any], grids: Mapping[str, Grid], where: str) -> View:
@@ -120,20 +141,16 @@ def _difference(pair: Any, rows: Collection[str], where: str) -> tuple[str, str]
     return of, to
 
 
-def _published(
-    entry: Mapping[str, Any], rows: Collection[str] | None, columns: Collection[str] | None, where: str
-) -> Published:
-    """(row label, column label) -> number; labels of None are not known before there are results."""
+def _published(entry: Mapping[str, Any], places: Collection[tuple[str, str]], where: str) -> Published:
+    """(row label, column label) -> number, of places that the table has."""
     where = f"{where}: published"
     found: Published = {}
     for row, of_row in checks.mapping(entry.get("published", {}), where).items():
-        row = checks.label(row, where)
-        if rows is not None:
-            checks.one_of(row, rows, where)
-        by_column = {"": of_row} if list(columns or ()) == [""] else checks.mapping(of_row, f"{where}, {row}")
+        row = checks.one_of(checks.label(row, where), dict.fromkeys(each for each, _ in places), where)
+        columns = [column for each, column in places if each == row]
+        by_column = {"": of_row} if columns == [""] else checks.mapping(of_row, f"{where}, {row}")
         for column, number in by_column.items():
-            if columns is not None:
-                checks.one_of(str(column), columns, f"{where}, {row}")
+            checks.one_of(str(column), columns, f"{where}, {row}")
             found[row, str(column)] = checks.number(number, f"{where}, {row} {column}".rstrip())
     return found
 

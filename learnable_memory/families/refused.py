@@ -11,6 +11,9 @@ from typing import Any
 
 STOCK = "vit"
 CONVERTED = ("deit", "dinov2", "dinov2_with_registers", "vit_mae", "vit_msn")
+# Networks to compare with (convolutional.py): types of transformers, and what names of timm's begin with.
+CONVOLUTIONAL_TYPES = ("resnet", "bit", "regnet", "convnext", "convnextv2")
+CONVOLUTIONAL_NAMES = r"^(wide_)?(resnet|resnext|regnet|convnext)(?!.*_clip)"  # CLIP's ResNets pool by attention
 
 HIERARCHY = "it has no class token, and no tokens of one width through all layers"
 CONVOLUTIONAL = f"{HIERARCHY}; vit_train.py takes it with --method full or --method head"
@@ -30,7 +33,7 @@ BOTH = "it reads images and text; of such models only image encoders of another 
 
 # HuggingFace's model types.
 REASONS: dict[str, str] = {
-    **dict.fromkeys(("resnet", "bit", "regnet", "convnext", "convnextv2"), CONVOLUTIONAL),
+    **dict.fromkeys(CONVOLUTIONAL_TYPES, CONVOLUTIONAL),
     **dict.fromkeys(("swin", "swinv2", "dinov3_convnext"), HIERARCHY),
     **dict.fromkeys(("cvt", "efficientnet", "focalnet", "hiera", "levit", "mobilevit", "pvt"), HIERARCHY),
     **dict.fromkeys(("mobilenet_v1", "mobilenet_v2", "mobilevitv2", "poolformer", "pvt_v2", "segformer"), HIERARCHY),
@@ -48,7 +51,7 @@ REASONS: dict[str, str] = {
 
 # timm's architectures, by what their names contain; the first that fits counts.
 TIMM_REASONS: dict[str, str] = {
-    r"^(wide_)?(resnet|resnext|regnet|convnext)(?!.*_clip)": CONVOLUTIONAL,
+    CONVOLUTIONAL_NAMES: CONVOLUTIONAL,
     r"^(swin|convnext|resnet|resnext|regnet|efficientnet|mobilenet|maxvit|hiera|pvt|levit|focalnet)": HIERARCHY,
     r"dinov3|rope|^eva02|^vit_pe_": ROTARY,
     r"^beit|relpos": RELATIVE,

@@ -122,7 +122,7 @@ def _read_mnist(name: str, request: Request) -> Found:
     return Found(list(kind.classes), train, f"torchvision: {folder}", test)
 
 
-def read_fashion_subset() -> Found:
+def read_fashion_subset(request: Request | None = None) -> Found:
     """The part of Fashion-MNIST that is committed to this repository: balanced, from the official train and test."""
     train, labels = read_parquet(FASHION_SUBSET, "train.parquet", "image", "label")
     test, _ = read_parquet(FASHION_SUBSET, "test.parquet", "image", "label")
