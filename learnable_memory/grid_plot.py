@@ -1,4 +1,4 @@
-"""The picture of a grid: accuracy against the number of memory tokens, one line for each learning rate.
+"""The picture of a grid: accuracy of its methods and numbers of memory tokens, in a colour for each learning rate.
 
 It is drawn from the rows of the results, so that it can be drawn again without training:
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,6 +30,15 @@ MARKERS = "osD^vPX"  # a second way to tell rates apart, for eyes and printers w
 LINES = ("-", "--", ":")  # and a third, where the colours come round again
 LEGEND_COLUMNS = 10
 PANELS: tuple[tuple[Split, str], ...] = (("eval", "Evaluation split"), ("select", "Selection split"))
+SIDE_BY_SIDE = 8  # as many places; with more the panels stand above each other
+LETTER, LONGEST_LINE = 0.072, 13  # inches and letters, of the marks below the axis
+
+
+class Place(NamedTuple):
+    """On the horizontal axis: one of a family of methods, which differ in their memory tokens, or prompts."""
+
+    family: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -36,14 +46,16 @@ class Layout:
     """Where things stand in both panels.
 
     Attributes:
-        places: the marks of the horizontal axis in their order, evenly spaced: "probe", "0", "5", ..
+        places: with their marks, in their order, evenly spaced; those of a family stand together.
+        families: what stands in a second line below the places of a family, and where.
         rates: the learning rates, rising; in each place they stand side by side.
         floor: the accuracy below which no run is drawn.
         crosses: the height at which diverged runs are marked, or None if there are none.
         top: the upper end of the vertical axis.
     """
 
-    places: Sequence[str]
+    places: Mapping[Place, str]
+    families: Mapping[str, float]
     rates: Sequence[float]
     floor: float
     crosses: float | None
@@ -56,16 +68,25 @@ class Layout:
 
     def x(self, kind: Kind) -> float:
         shift = self.rates.index(kind.lr) - (len(self.rates) - 1) / 2
-        return self.places.index(place(kind)) + shift * self.step
+        return list(self.places).index(place(kind)) + shift * self.step
+
+    @property
+    def title(self) -> str:
+        """Of the horizontal axis."""
+        numbers = [mark.isdigit() for mark in self.places.values()]
+        return ", or ".join(["method"] * (not all(numbers)) + ["memory tokens in each layer"] * any(numbers))
+
+    @property
+    def width(self) -> float:
+        """Of a place, in inches: what its rates need, its name, or its part of the family's."""
+        members = [place.family for place in self.places]
+        letters = [len(line) + 1 for mark in self.places.values() for line in mark.splitlines()]
+        letters += [(len(family) + 2) / members.count(family) for family in self.families]
+        return max(0.62, 0.13 * len(self.rates), LETTER * max(letters))
 
 
-def is_masked(kind: Kind) -> bool:
-    """Whether it has a place on the axis of memory tokens: masked memory, or none."""
-    return kind.spec.combinable and kind.spec.method != "head"
-
-
-def place(kind: Kind) -> str:
-    return str(kind.spec.memory_tokens) if is_masked(kind) else kind.spec.name
+def place(kind: Kind) -> Place:
+    return Place(kind.spec.family, kind.spec.memory_tokens)
 
 
 def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> Path:
@@ -74,7 +95,7 @@ def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, ti
     A line is the mean over the runs of a learning rate that differ in their seeds only, its bars the sample standard
     deviation where there are several, and beside them each run is a faint point. Diverged runs are in no mean: each
     group of them is a cross at the bottom, with their number if it is above one. The linear probe has no memory, so it
-    stands apart at the left, and methods that cannot be put together at the right.
+    stands apart at the left, and methods that cannot be put together at the right, each in its own group of places.
 
     Args:
         rows: of `Outcome.row()`, or the same read back from JSON. Accuracies are in [0, 1].
@@ -88,35 +109,50 @@ def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, ti
     if not groups:
         raise ValueError("There are no rows, so there is nothing to draw: check that these are a grid's results.")
     layout = _layout(groups)
-    width = 1.6 + 2 * len(layout.places) * max(0.62, 0.13 * len(layout.rates))
+    rows, columns = (1, 2) if len(layout.places) <= SIDE_BY_SIDE else (2, 1)
+    width, height = 1.6 + columns * len(layout.places) * layout.width, 0.4 + 3.7 * rows
     legend = 0.28 + 0.22 * math.ceil(len(layout.rates) / LEGEND_COLUMNS)
-    figure = Figure(figsize=(max(9.5, width), 4.1 + legend), layout="constrained")
-    panels, below = figure.subfigures(2, 1, height_ratios=(4.1, legend))
+    figure = Figure(figsize=(max(9.5, width), height + legend), layout="constrained")
+    panels, below = figure.subfigures(2, 1, height_ratios=(height, legend))
     _draw_legends(below.subplots(), groups, layout)
-    for axes, (split, heading) in zip(panels.subplots(1, 2, sharey=True), PANELS, strict=True):
-        plots.style(axes, "memory tokens in each layer")
+    for axes, (split, heading) in zip(panels.subplots(rows, columns, sharey=True).flat, PANELS, strict=True):
+        plots.style(axes, layout.title)
         axes.set_title(heading, color=INK, fontsize=10)
         _set_axes(axes, layout)
         _draw_runs(axes, groups, layout, split)
         _draw_diverged(axes, groups, layout)
-    panels.axes[0].set_ylabel("top-1 accuracy", color=FAINT, fontsize=9)
+    panels.supylabel("top-1 accuracy", color=FAINT, fontsize=9)
     panels.suptitle(title or "Grid", color=INK, fontsize=12, fontweight="bold")
     return plots.save(figure, path)
 
 
 def _layout(groups: Mapping[Kind, Sequence[Outcome]]) -> Layout:
-    counts = sorted({kind.spec.memory_tokens for kind in groups if is_masked(kind)})
-    others = dict.fromkeys(place(kind) for kind in groups if not is_masked(kind))
-    places = ["probe"] * ("probe" in others) + [str(count) for count in counts]
-    places += [name for name in others if name != "probe"]
     reached = [value for split, _ in PANELS for same in groups.values() for value in _extent(accuracies(same, split))]
     low, high = (min(reached), max(reached)) if reached else (0.0, 1.0)
     margin = max(0.005, 0.06 * (high - low))
     floor, top = low - margin, high + margin
     diverged = any(outcome.diverged for same in groups.values() for outcome in same)
-    return Layout(
-        places, sorted({kind.lr for kind in groups}), floor, floor - 0.08 * (top - floor) if diverged else None, top
-    )
+    crosses = floor - 0.08 * (top - floor) if diverged else None
+    return Layout(*_marks(groups), sorted({kind.lr for kind in groups}), floor, crosses, top)
+
+
+def _marks(groups: Iterable[Kind]) -> tuple[dict[Place, str], dict[str, float]]:
+    """`Layout.places` and `Layout.families`.
+
+    A place has a number where its family has several, and else its name, broken at dashes.
+    """
+    names = {place(kind): kind.spec.name for kind in groups}
+    order = list(dict.fromkeys(["probe", "memory", *(one.family for one in names)]))
+    places = sorted(names, key=lambda one: (order.index(one.family), one.tokens))
+    members: dict[str, list[int]] = {}
+    for index, one in enumerate(places):
+        members.setdefault(one.family, []).append(index)
+    only_memory = members.keys() <= {"probe", "memory"}  # then numbers need no name of their family
+    counted = ["memory"] if only_memory else [family for family, indices in members.items() if len(indices) > 1]
+    marks = {
+        one: str(one.tokens) if one.family in counted else textwrap.fill(names[one], LONGEST_LINE) for one in places
+    }
+    return marks, {} if only_memory else {family: float(np.mean(members[family])) for family in counted}
 
 
 def _extent(values: Sequence[float]) -> tuple[float, ...]:
@@ -137,9 +173,12 @@ def _set_axes(axes: Axes, layout: Layout) -> None:
     """Marks of both axes; the strip for diverged runs has its name in place of a percentage."""
     empty = max(0, 3 - len(layout.places)) / 2  # at both sides of a place or two, which would be too wide
     axes.set_xlim(-0.55 - empty, len(layout.places) - 0.45 + empty)
-    axes.set_xticks(range(len(layout.places)), layout.places)
+    axes.set_xticks(range(len(layout.places)), list(layout.places.values()))
+    axes.xaxis.remove_overlapping_locs = False  # the middle of a family may be a place, too
+    axes.set_xticks(list(layout.families.values()), list(layout.families), minor=True)
+    axes.tick_params(axis="x", which="minor", length=0, pad=16, colors=INK, labelsize=8)
     for left, (one, next_one) in enumerate(pairwise(layout.places)):
-        if not (one.isdigit() and next_one.isdigit()):
+        if one.family != next_one.family:
             axes.axvline(left + 0.5, color=BASE_LIGHT, linewidth=0.8)
     ticks = [round(tick, 6) for tick in MaxNLocator(6).tick_values(layout.floor, layout.top)]
     axes.set_yticks([tick for tick in ticks if max(0.0, layout.floor) <= tick <= min(1.0, layout.top)])
@@ -155,13 +194,12 @@ def _set_axes(axes: Axes, layout: Layout) -> None:
 
 
 def _draw_runs(axes: Axes, groups: Mapping[Kind, Sequence[Outcome]], layout: Layout, split: Split) -> None:
-    """For each rate a line over the memory tokens, broken where no run is left, and other methods by themselves."""
+    """For each rate and family a line over the memory tokens, broken where no run is left."""
     for lr in layout.rates:
         look = _look(layout, lr)
         of_rate = {kind: accuracies(same, split) for kind, same in groups.items() if kind.lr == lr}
-        others = [[kind] for kind in of_rate if not is_masked(kind)]
-        memory = sorted(filter(is_masked, of_rate), key=lambda kind: kind.spec.memory_tokens)
-        for joined in filter(None, (*others, memory)):
+        for _, family in groupby(sorted(of_rate, key=layout.x), key=lambda kind: kind.spec.family):
+            joined = list(family)
             means = [_mean(of_rate[kind]) for kind in joined]
             axes.plot([layout.x(kind) for kind in joined], means, zorder=4, **look)
         for kind, values in of_rate.items():

@@ -42,9 +42,9 @@ class TrainOptions(DataChoice, RunOptions):
     method: tuple[str, ...] = option(
         ("memory",),
         "what is learned. memory: memory, class token and classifier; head+class: no memory, the same as -m 0; "
-        "head: only a classifier on the base's class token, a linear probe. These are heads, which can be put together; "
-        "each of the others is a network of its own. full: all weights; bias: the base's biases; lora: low-rank updates "
-        "of queries and values; vpt-shallow, vpt-deep: prompts",
+        "head: only a classifier on the base's class token, a linear probe. These are heads, which can be put "
+        "together; each of the others is a network of its own. full: all weights; bias: the base's biases; lora: "
+        "low-rank updates of queries and values; vpt-shallow, vpt-deep: prompts",
         flags=("--method", "--regimes"),
         group=GRID,
         choices=METHODS,
@@ -233,7 +233,9 @@ class TrainOptions(DataChoice, RunOptions):
             value, owners = getattr(self, field.name), OWNERS.get(field.name, METHODS)
             if value != field.default and not learned & set(owners):
                 flag = f"--no-{field.name}" if value is False else f"--{field.name}"
-                raise ValueError(f"{flag} belongs to {', '.join(owners)}, and what is learned is {words}: leave it out.")
+                raise ValueError(
+                    f"{flag} belongs to {', '.join(owners)}, and what is learned is {words}: leave it out."
+                )
         if self.gradient_checkpointing and all(spec.combinable for spec in self.method_specs):
             raise ValueError(
                 f"--gradient_checkpointing is for gradients through the base, and for {words} there are none: leave it "

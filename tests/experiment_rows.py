@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from learnable_memory.experiments.card import Card, Variant, read_card
+from learnable_memory.experiments.keys import digest
 from learnable_memory.experiments.results import pack_right
 from learnable_memory.method_spec import MethodSpec
 
@@ -84,10 +85,13 @@ def put(
     labels: dict[str, str], right: str, alone: str, data_seed: int = 0, analysis: str = "all", **changes: Any
 ) -> dict[str, Any]:  # fmt: skip
     """One head of heads put together, which answers as the digits of `right` say, and alone as those of `alone`."""
+    form = WITHOUT_MASK if "together" in labels else ANALYSIS
+    settings = {key: form[key] for key in ("kind", "grid", "heads", "along", "order")}
+    members = [f"{data}, head 0.1 {data_seed}" for data in ("Digits", "Fashion")]
     together, before = (np.array([digit == "1" for digit in digits]) for digits in (right, alone))
     return {
-        "kind": "together", "analysis": analysis, "labels": labels, "key": f"{analysis} {data_seed}",
-        "data_seed": data_seed, "members": [f"{data}, head 0.1 {data_seed}" for data in ("Digits", "Fashion")],
+        "kind": "together", "analysis": analysis, "labels": labels,
+        "key": digest([analysis, settings, members]), "data_seed": data_seed, "members": members,
         "top1": float(together.mean()), "alone_top1": float(before.mean()), "images": len(together),
         "eval_hash": "abc", "eval_right": pack_right(together), "alone_right": pack_right(before), **changes,
     }  # fmt: skip

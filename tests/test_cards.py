@@ -11,7 +11,8 @@ from learnable_memory.experiments.card import Card, Variant, read_card
 from learnable_memory.experiments.smoke import smoke_card
 
 FOLDER = Path(__file__).parent.parent / "experiments"
-NAMES = ("table2", "masking", "memory_update", "sizes", "fine_tuning", "prompts")
+OF_PAPERS = ("table2", "masking", "memory_update", "sizes", "fine_tuning", "prompts")
+NAMES = (*OF_PAPERS, "here_and_now")
 ON_THE_PAPERS_SCHEDULE = ("table2", "masking", "memory_update", "sizes")
 
 # Images left to train on: the official part, without a fifth where there is none, and without the tenth to choose on.
@@ -59,8 +60,11 @@ def test_the_command_runs_this_card(card: Card) -> None:
     assert f"python -m learnable_memory experiments run {card.name} --resume" in card.command
 
 
-def test_bases_are_those_of_imagenet_21k(card: Card) -> None:
+def test_bases_are_those_of_imagenet_21k_or_the_one_that_ships(card: Card) -> None:
     bases = {variant.options["base_model"] for variant in card.variants()}
+    if card.name == "here_and_now":
+        assert bases == {"models/base-tiny"}  # it ships, and needs no download
+        return
     assert all(re.fullmatch(r"google/vit-(base|large)-patch(16|32)-224-in21k", name) for name in bases - {BIT})
     assert (BIT in bases) == (card.name == "fine_tuning")
 
@@ -206,9 +210,38 @@ def test_published_numbers_of_vpt() -> None:
     assert read_card(FOLDER / "prompts").tables[0].published == published
 
 
+def test_accuracy_at_a_rate_that_was_not_tuned_says_so() -> None:
+    card = read_card(FOLDER / "prompts")
+    assert all(len(variant.rates) == 1 for variant in card.grid("memory_use").variants())
+    shown = [table for table in card.tables if table.view.grid == "memory_use" and table.values == ("top1",)]
+    assert [table.view.where["data"] for table in shown] == [("CUB",), ("Flowers",)]
+    assert all("at one learning rate that was not tuned" in table.note for table in shown)
+
+
+def test_here_and_now_has_what_was_asked_for() -> None:
+    """Each method on three data sets with three data seeds; those of one family choose among the same rates."""
+    (grid,) = read_card(FOLDER / "here_and_now").grids
+    assert (grid.data_seeds, grid.sweep) == ((0, 1, 2), "first")
+    assert [entry["dataset"] for entry in grid.over["data"]] == ["CIFAR100-new20", "FashionMNIST-subset", "Digits"]
+    rates: dict[str, set[tuple[float, ...]]] = {"masked": set(), "in the base": set(), "full": set()}
+    runs = Counter()
+    for variant in grid.variants():
+        (spec,) = train_options(variant).method_specs
+        runs[spec.method, spec.masking, spec.memory_tokens] += 1
+        family = "full" if spec.method == "full" else "masked" if spec.combinable else "in the base"
+        rates[family].add(variant.rates)
+    cells = {("memory", masking, count) for masking in ("masked", "none") for count in (1, 5, 10, 20)}
+    others = {(method, "masked", 0) for method in ("full", "head", "head+class", "lora")}
+    assert runs == dict.fromkeys(cells | others | {("vpt-deep", "masked", 10)}, 3)
+    assert [len(found) for found in rates.values()] == [1, 1, 1]
+    assert all(len(found) >= 3 for (found,) in rates.values())
+
+
 # ---------------------------------------------------------------------------------------------------------- smoke form
-def test_smoke_form_is_legal_small_and_keeps_variants_apart(card: Card, tmp_path: Path) -> None:
-    if card.name == "fine_tuning":
+@pytest.mark.parametrize("name", OF_PAPERS)
+def test_smoke_form_is_legal_small_and_keeps_variants_apart(name: str, tmp_path: Path) -> None:
+    card = read_card(FOLDER / name)
+    if name == "fine_tuning":
         pytest.importorskip("timm")
     small = smoke_card(card, tmp_path)
     assert [variant.labels for variant in small.variants()] == [variant.labels for variant in card.variants()]

@@ -130,6 +130,52 @@ def test_methods_without_memory_refuse_memory_tokens(method, tokens, said):
         TrainOptions(dataset="Digits", method=method, number_of_memory_tokens=tokens)
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--method", "memory", "--rank", "4"], "--rank belongs to lora, and what is learned is memory: leave it out."),
+        (
+            ["--method", "memory", "full", "--prompt_dropout", "0.1"],
+            "--prompt_dropout belongs to vpt-shallow, vpt-deep, and what is learned is full, memory: leave it out.",
+        ),
+        (
+            ["--method", "vpt-deep", "--no-memory_norm"],
+            "--no-memory_norm belongs to memory, and what is learned is vpt-deep: leave it out.",
+        ),
+        (["-m", "0", "--no-memory_norm"], "--no-memory_norm belongs to memory, and what is learned is head+class: "),
+        (["--method", "full", "--no-train_class_token"], "--no-train_class_token belongs to --masking none: "),
+        (
+            ["--method", "head", "memory", "--gradient_checkpointing"],
+            "--gradient_checkpointing is for gradients through the base, and for head, memory there are none: leave it",
+        ),
+        (
+            ["--method", "memory", "vpt-deep", "-m", "0", "5"],
+            "vpt-deep needs at least one prompt, and one --number_of_memory_tokens is 0: leave 0 out; head+class is "
+            "memory of 0 tokens.",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_would_have_no_effect_is_refused(capsys, argv, said):
+    assert said in refused(capsys, TrainOptions, "-d", "Digits", *argv)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--method", "memory", "lora", "--rank", "4"],
+        ["--method", "head", "vpt-shallow", "--prompt_dropout", "0.1"],
+        ["--method", "full", "memory", "--no-memory_norm"],
+        ["--method", "head", "full", "--gradient_checkpointing"],
+        ["--masking", "masked", "none", "--gradient_checkpointing", "--no-train_class_token"],
+        ["--method", "full", "--rank", "8", "--memory_norm"],
+    ],
+    ids=" ".join,
+)
+def test_what_one_of_several_methods_is_told_is_legal(argv):
+    assert train(*argv).method_specs
+
+
 def test_the_older_spelling_of_method_is_understood():
     assert train("--regimes", "head", "memory") == train("--method", "head", "memory")
 

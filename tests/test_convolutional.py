@@ -469,6 +469,22 @@ def test_methods_of_vits_are_refused(tmp_path: Path, spec: MethodSpec) -> None:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
+def test_several_processes_do_not_train_batch_norms(tmp_path: Path, kind: str) -> None:
+    base = opened(kind, tmp_path)
+    base.check(HEAD, processes=2)
+    base.check(FULL)
+    if kind not in WITH_BATCH_NORM:
+        return base.check(FULL, processes=2)
+    first = next(name for name in base.model.state_dict() if name.endswith(".running_mean")).rpartition(".")[0]
+    with pytest.raises(ValueError) as caught:
+        base.check(FULL, processes=2)
+    assert str(caught.value) == (
+        f"somebody/{kind} has batch norms ({first}), which 2 processes would feed with different parts of each batch: "
+        "train it in one process, or take a network without, such as BiT or ConvNeXt."
+    )
+
+
+@pytest.mark.parametrize("kind", MAKERS)
 def test_gradient_checkpointing_is_refused_where_there_is_none(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=rf"^somebody/{kind} is a \w+, which has no gradient checkpointing: leave --g"):
         opened(kind, tmp_path).network(FULL, CLASSES, gradient_checkpointing=True)

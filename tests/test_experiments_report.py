@@ -133,6 +133,7 @@ def test_what_was_put_together_of_other_runs_than_are_chosen_now_is_left_out(car
         {"labels": {"data": "Digits", "together": "Digits"}},  # of another kind of analysis
         {"analysis": "former"},
         {"data_seed": 1},  # of members that are of data seed 0
+        {"key": "0123456789abcdef"},  # of other settings
     ],
     ids=str,
 )

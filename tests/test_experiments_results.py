@@ -8,38 +8,75 @@ import sys
 import numpy as np
 import pytest
 
-from experiment_rows import a_card, a_grid, a_run, diverged_run, variant_of
+from experiment_rows import a_card, a_grid, a_run, diverged_run, put, variant_of
 from learnable_memory.experiments.choice import best_rate, chosen_runs, planned, runs_of
 from learnable_memory.experiments.results import Results, pack_right, unpack_right
 
 
-def test_what_is_appended_is_read_in_its_order(tmp_path):
+@pytest.fixture
+def result(tmp_path):
+    """A row with a key."""
+    variant = variant_of(a_card(tmp_path), "head")
+    return lambda key, **changes: a_run(variant, 0.1, key=key, **changes)
+
+
+def test_what_is_appended_is_read_in_its_order(tmp_path, result):
     results = Results(tmp_path / "new" / "results.jsonl")
     assert results.rows() == [] and results.keys() == set()
-    results.append({"key": "b", "top1": np.float64(0.5)})
-    results.append({"kind": "together", "loss": float("nan")})
-    Results(results.path).append({"key": "a"})
-    assert results.rows() == [{"key": "b", "top1": 0.5}, {"kind": "together", "loss": None}, {"key": "a"}]
-    assert results.keys() == {"a", "b"}
+    together = put({"data": "Digits"}, "10", "11")
+    results.append(result("b", train_seconds=np.float64(0.5)))
+    results.append({**together, "loss": float("nan")})
+    Results(results.path).append(result("a"))
+    assert results.rows() == [result("b", train_seconds=0.5), {**together, "loss": None}, result("a")]
+    assert results.keys() == {"a", "b", together["key"]}
 
 
 @pytest.mark.parametrize("cut", ['{"key": "b", "to', '{"key": "b"}'])
-def test_a_last_line_that_was_cut_short_is_left_out_and_written_over(tmp_path, cut):
+def test_a_last_line_that_was_cut_short_is_left_out_and_written_over(tmp_path, result, cut):
     results = Results(tmp_path / "results.jsonl")
-    results.append({"key": "a"})
+    results.append(result("a"))
     with results.path.open("a") as file:
         file.write(cut)
-    assert results.rows() == [{"key": "a"}]
-    results.append({"key": "c"})
-    assert results.path.read_text() == '{"key": "a"}\n{"key": "c"}\n'
+    assert results.rows() == [result("a")]
+    results.append(result("c"))
+    assert results.path.read_text() == "".join(json.dumps(result(key)) + "\n" for key in "ac")
+
+
+def damaged(tmp_path, result, line: str) -> Results:
+    """A file whose second line this is."""
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n".join([json.dumps(result("a")), line, json.dumps(result("c")), ""]))
+    return Results(path)
 
 
 @pytest.mark.parametrize("line", ['{"key": "b", "to', "[1]"])
-def test_another_damaged_line_is_told_by_its_number(tmp_path, line):
-    path = tmp_path / "results.jsonl"
-    path.write_text(f'{{"key": "a"}}\n{line}\n{{"key": "c"}}\n')
+def test_another_damaged_line_is_told_by_its_number(tmp_path, result, line):
     with pytest.raises(ValueError, match=r"results\.jsonl, line 2 is not"):
-        Results(path).rows()
+        damaged(tmp_path, result, line).rows()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{}", "kind is None, but it has to be one of run, together; mend or remove the line."),
+        ('{"kind": "runs"}', "kind is 'runs', but it has to be one of run, together; mend or remove the line."),
+        ('{"kind": "run"}', "a row of kind run lacks grid, labels, key, options, method, memory_tokens, "),
+        ('{"kind": "together"}', "a row of kind together lacks analysis, labels, key, data_seed, members, top1, "),
+    ],
+)
+def test_a_row_that_is_none_is_told_by_its_number_and_what_it_lacks(tmp_path, result, line, said):
+    with pytest.raises(ValueError) as error:
+        damaged(tmp_path, result, line).rows()
+    assert f"results.jsonl, line 2: {said}" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_key_that_reports_need_is_asked_for(tmp_path, result):
+    answers = {"eval_right", "alone_right", "eval_hash"}  # without these a change has no interval
+    for row, optional in ((result("b"), set()), (put({"data": "Digits"}, "10", "11"), answers)):
+        for key in row.keys() - optional - {"kind"}:
+            less = json.dumps({each: value for each, value in row.items() if each != key})
+            with pytest.raises(ValueError, match=rf"line 2: a row of kind {row['kind']} lacks {key}; mend or remove"):
+                damaged(tmp_path, result, less).rows()
 
 
 @pytest.mark.parametrize("images", [1, 7, 8, 9, 500])
@@ -161,15 +198,19 @@ def test_runs_of_another_variant_or_of_a_former_card_are_no_runs_of_this_one(tmp
 
 
 APPENDING = """
-import sys
+import json, sys
 from learnable_memory.experiments.results import Results
+row = json.loads(sys.argv[3])
 for number in range(40):
-    Results(sys.argv[1]).append({"key": f"{sys.argv[2]}-{number}", "text": "x" * 5000})
+    Results(sys.argv[1]).append({**row, "key": f"{sys.argv[2]}-{number}", "text": "x" * 5000})
 """
 
 
-def test_processes_that_share_a_file_lose_no_row(tmp_path):
-    path = tmp_path / "results.jsonl"
-    running = [subprocess.Popen([sys.executable, "-c", APPENDING, str(path), name]) for name in "abc"]
+def test_processes_that_share_a_file_lose_no_row(tmp_path, result):
+    results, row = Results(tmp_path / "results.jsonl"), json.dumps(result("?"))
+    results.append(result("first", text="x" * 2_000_000))  # while a process reads this, another one could write
+    start = [sys.executable, "-c", APPENDING, str(results.path)]
+    running = [subprocess.Popen([*start, name, row]) for name in "abc"]
     assert [process.wait() for process in running] == [0, 0, 0]
-    assert Results(path).keys() == {f"{name}-{number}" for name in "abc" for number in range(40)}
+    keys = [row["key"] for row in results.rows()]
+    assert sorted(keys) == sorted(["first", *(f"{name}-{number}" for name in "abc" for number in range(40))])

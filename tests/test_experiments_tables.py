@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiment_rows import a_card, a_grid, a_run, diverged_run, variant_of
+from experiment_rows import ANALYSIS, WITHOUT_MASK, a_card, a_grid, a_run, diverged_run, put, variant_of
 from learnable_memory.experiments import together_tables
 from learnable_memory.experiments.findings import Findings
 from learnable_memory.experiments.tables import markdown
@@ -135,7 +135,8 @@ def test_all_values_beside_each_other(card):
     assert lines[2][1:] == ["-"] * 10
     assert notes == (
         "Means over 2 data seeds, ± sample standard deviation. Of heads that were trained in one pass each counts as "
-        "an equal part of the pass's seconds."
+        "an equal part of the pass's seconds. Of heads that were trained in one pass, peak memory is that of the whole "
+        "pass, of 4 heads."
     )
 
 
@@ -157,58 +158,121 @@ def test_a_bar_in_a_label_does_not_end_its_cell(tmp_path):
     assert markdown(card.tables[0], Findings(card, [])).startswith("| method | a\\|b |\n")
 
 
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"eval_hash": "def"}, r"were evaluated on different images (hashes abc, def)"),
+        ({"base": {"id": "b", "fingerprint": "f2"}}, "started from different bases (fingerprints f1, f2)"),
+    ],
+)
+def test_a_mean_over_two_data_sets_or_bases_is_refused(card, what, said):
+    card = card(ACCURACY)
+    rows = runs(card, "head", base={"id": "b", "fingerprint": "f1"})
+    rows[-1].update(what)
+    with pytest.raises(ValueError) as error:
+        Findings(card, rows)
+    end = "so their mean says nothing: take all but one out of the results."
+    assert str(error.value) == f"grid main, Digits, head: the runs with lr 0.1 {said}, {end}"
+
+
+def test_a_run_that_is_not_reported_may_be_of_other_images_and_an_old_one_of_an_unknown_base(card):
+    card = card(ACCURACY)
+    rows = runs(card, "head")
+    rows[0].update(eval_hash="def")  # of lr 1
+    rows[1].update(base={"id": "b", "fingerprint": "f1"})
+    lines, _ = written(card, rows)
+    assert lines[1][1] == "75.00 ± 0.00"
+
+
+def test_peak_memory_of_a_shared_pass_is_told_to_be_that_of_all_its_heads(card):
+    card = card({**COST, "value": ["peak_memory", "lr"]})
+    rows = runs(card, "1 cell", heads_in_pass=6) + runs(card, "5 cells")
+    _, notes = written(card, rows)
+    said = "Of heads that were trained in one pass, peak memory is that of the whole pass, of"
+    assert notes == f"Means over 3 data seeds. {said} 6 heads."
+    rows += runs(card, "head", heads_in_pass=2)
+    assert written(card, rows)[1] == f"Means over 3 data seeds. {said} 2 to 6 heads."
+    assert written(card, runs(card, "5 cells"))[1] == "Means over 3 data seeds."
+
+
 # ------------------------------------------------------------------------------------------------- heads put together
-
-TOGETHER = {"name": "all", "title": "T", "rows": "data", "value": ["alone_top1", "top1", "change"]}
-
-
-def put(labels, top1, alone, **changes):
-    return {"kind": "together", "analysis": "all", "labels": labels, "top1": top1, "alone_top1": alone, **changes}
 
 
 def together(tmp_path, entry, rows):
-    card = a_card(tmp_path, together=[entry])
-    return together_tables.markdown(card.together[0], card, rows)
+    (analysis,) = a_card(tmp_path, together=[entry]).together
+    assert together_tables.markdown(analysis, rows) == together_tables.markdown(analysis, rows[::-1])
+    return together_tables.markdown(analysis, rows)
 
 
-def test_together_beside_alone_in_the_order_of_the_card(tmp_path):
+def unanswered(*args, **changes):
+    return put(*args, eval_right=None, **changes)
+
+
+def test_together_beside_alone_in_the_order_of_the_analysis(tmp_path):
     rows = [
-        put({"data": "Fashion"}, 0.4, 0.5, data_seed=0),
-        put({"data": "Fashion"}, 0.6, 0.5, data_seed=1),
-        put({"data": "Digits"}, 0.75, 0.5, data_seed=0),
-        put({"data": "Other"}, 0.1, 0.1, analysis="another"),
+        unanswered({"data": "Fashion"}, "10100", "10000"),  # 40 and 20
+        unanswered({"data": "Fashion"}, "10000", "11100", 1),  # 20 and 60
+        put({"data": "Digits"}, "1110", "1010", analysis="another"),
     ]
-    expected = (
+    assert together(tmp_path, {**ANALYSIS, "order": ["Fashion", "Digits"]}, rows) == (
         "| data | alone, % | together, % | change, points |\n| --- | ---: | ---: | ---: |\n"
-        "| Digits | 50.00 | 75.00 | +25.00 |\n"
-        "| Fashion | 50.00 ± 0.00 | 50.00 ± 14.14 | 0.00 ± 14.14 |"
+        # deviations: 40 / sqrt(2), 20 / sqrt(2), and of +20 and -40 60 / sqrt(2)
+        "| Fashion | 40.00 ± 28.28 | 30.00 ± 14.14 | -10.00 ± 42.43 |\n"
+        "| Digits | - | - | - |\n\n"
+        "Means over 2 data seeds, ± sample standard deviation."
     )
-    assert together(tmp_path, TOGETHER, rows) == together(tmp_path, TOGETHER, rows[::-1]) == expected
+
+
+def test_a_change_has_the_interval_of_a_paired_bootstrap_over_images(tmp_path):
+    """The first image is won and the second lost, on every data seed; of the others nothing changes."""
+    rows = [put({"data": "Digits"}, "1" * 40, "0" * 40, seed) for seed in (0, 1)]
+    rows += [put({"data": "Fashion"}, "1010", "0110"), put({"data": "Fashion"}, "1011", "0111", 1)]
+    table, _, notes = together(tmp_path, ANALYSIS, rows).partition("\n\n")
+    digits, fashion = (line.split(" | ") for line in table.split("\n")[2:])
+    assert digits == ["| Digits", "0.00 ± 0.00", "100.00 ± 0.00", "+100.00 [100.00, 100.00], p < 0.001 |"]
+    # The mean of 4 draws from (+1, -1, 0, 0): P(mean <= -3/4) = (1 + 4 * 2) / 256 = 3.5 %, P(mean = -1) = 0.4 %.
+    assert fashion[3] == "+0.00 [-75.00, 75.00], p = 1.000 |"
+    assert notes == (
+        "Means over 2 data seeds, ± sample standard deviation. Changes in points, with the 95 % interval and two-sided "
+        "p of a paired bootstrap over images."
+    )
+
+
+def test_a_change_alone_needs_no_word_of_deviations(tmp_path):
+    rows = [put({"data": data}, "10", "10", seed) for data in ("Digits", "Fashion") for seed in (0, 1)]
+    text = together(tmp_path, {**ANALYSIS, "value": "change"}, rows[:3])
+    assert "Means over 2 data seeds; Fashion over 1. Changes in points" in text
+    text = together(
+        tmp_path, {**ANALYSIS, "value": "change"}, [*rows[:3], unanswered({"data": "Fashion"}, "1", "0", 1)]
+    )
+    assert "Means over 2 data seeds, ± sample standard deviation." in text and "Changes" in text
+
+
+def test_a_change_between_other_images_is_refused(tmp_path):
+    rows = [put({"data": "Digits"}, "10", "11"), put({"data": "Digits"}, "10", "11", 1, eval_hash="def")]
+    message = r"together 'all': Digits was evaluated on different images \(hashes abc, def\), but a paired change needs"
+    with pytest.raises(ValueError, match=message):
+        together(tmp_path, ANALYSIS, rows)
 
 
 def test_together_with_columns_and_published_numbers(tmp_path):
-    entry = {**TOGETHER, "rows": "heads", "columns": "data", "value": "top1", "published": {"2": {"Digits": 28.1}}}
-    rows = [put({"heads": heads, "data": "Digits"}, 0.5, 0.5) for heads in ("10", "2")]
-    rows.append(put({"heads": "2", "data": "Fashion"}, 0.25, 0.5))
-    assert together(tmp_path, {**entry, "note": "Far off."}, rows) == (
-        "| heads | Digits | Fashion |\n| --- | ---: | ---: |\n| 2 | 50.00 (28.1) | 25.00 |\n| 10 | 50.00 | - |\n\n"
-        "Together, %. In brackets: published. Far off."
+    entry = {**WITHOUT_MASK, "published": {"Digits + Fashion": {"Digits": 28.1}}, "note": "Far off."}
+    rows = [
+        put({"together": "Digits", "data": "Digits"}, "10", "10"),
+        put({"together": "Digits + Fashion", "data": "Digits"}, "10", "10"),
+        put({"together": "Digits + Fashion", "data": "Fashion"}, "1000", "10"),
+    ]
+    assert together(tmp_path, entry, rows) == (
+        "| together | Digits | Fashion |\n| --- | ---: | ---: |\n"
+        "| Digits | 50.00 | - |\n| Digits + Fashion | 50.00 (28.1) | 25.00 |\n\n"
+        "Together, %. Means over one data seed. In brackets: published. Far off."
     )
 
 
-def test_labels_of_a_dimension_come_as_the_card_has_them_and_others_behind(tmp_path):
-    entry = {**TOGETHER, "rows": "method", "value": "top1"}
-    rows = [put({"method": label}, 0.5, 0.5) for label in ("10 more", "5 cells", "1 cell", "9 more", "head")]
-    lines = together(tmp_path, entry, rows).split("\n")[2:]
-    assert [line.split(" | ")[0] for line in lines] == ["| head", "| 1 cell", "| 5 cells", "| 9 more", "| 10 more"]
-
-
 def test_together_without_results(tmp_path):
-    assert together(tmp_path, TOGETHER, []) == "No results yet."
+    assert together(tmp_path, ANALYSIS, []) == "No results yet."
 
 
-def test_together_with_other_labels_or_twice_the_same_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="together 'all': a row of the results has the labels data, heads, but rows"):
-        together(tmp_path, TOGETHER, [put({"data": "Digits", "heads": "2"}, 0.5, 0.5)])
-    with pytest.raises(ValueError, match="together 'all': two rows have Digits and one data seed; take one out"):
-        together(tmp_path, TOGETHER, [put({"data": "Digits"}, 0.5, 0.5, data_seed=0)] * 2)
+def test_together_twice_the_same_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="together 'all': two rows have Digits and data seed 0; take one out of the"):
+        together(tmp_path, ANALYSIS, [put({"data": "Digits"}, "10", "01")] * 2)

@@ -1,5 +1,7 @@
 """The picture of a grid: every run is in it, in its place, and what it shows is what the rows say."""
 
+import dataclasses
+import itertools
 import json
 import math
 
@@ -14,6 +16,7 @@ from PIL import Image
 from learnable_memory import plots
 from learnable_memory.grid import Outcome
 from learnable_memory.grid_plot import grid_accuracy
+from learnable_memory.method_spec import MethodSpec
 from test_grid import outcome
 
 ORANGE, GREEN = plots.HEADS[:2]
@@ -200,3 +203,79 @@ def test_no_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="A row has no 'method'"):
         grid_accuracy([{"step": 1}], tmp_path / "grid.png")
     assert not (tmp_path / "grid.png").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- other methods
+def of(method: str, tokens: int = 0, top1: float = 0.5, **switches) -> Outcome:
+    plain = outcome(top1, top1)
+    spec = MethodSpec(method, tokens, **switches)
+    return dataclasses.replace(plain, cell=dataclasses.replace(plain.cell, spec=spec), head=spec.name)
+
+
+def below(axes: Axes) -> tuple[list[str], dict[str, float]]:
+    """The marks of the places in their order, and what stands in the line below them, where."""
+    second = zip(axes.get_xticks(minor=True), axes.get_xticklabels(minor=True), strict=True)
+    return [label.get_text() for label in axes.get_xticklabels()], {label.get_text(): x for x, label in second}
+
+
+METHODS = [
+    of("vpt-deep", 5, prompt_dropout=0.1), of("vpt-deep", 10, prompt_dropout=0.1), of("full"), of("memory", 10),
+    of("memory", 1, 0.6, masking="none"), of("memory", 10, 0.7, masking="none"), of("memory", 5, 0.8, masking="none"),
+    of("lora", rank=8), of("memory", 1), of("head+class"), of("head"), of("bias"),
+]  # fmt: skip
+
+
+def test_each_family_has_places_and_lines_of_its_own(tmp_path, drawn):
+    evaluation, selection, _ = draw(METHODS, tmp_path, drawn)
+    for axes in (evaluation, selection):
+        marks = ["probe", "0", "1", "10", "5", "10", "full", "1", "5", "10", "lora8", "bias"]
+        assert below(axes) == (marks, {"memory": 2, "vpt-deep-dropout0p1": 4.5, "unmasked": 8})
+        assert axes.get_xlabel() == "method, or memory tokens in each layer"
+        joined = sorted(lines(axes, "o"), key=lambda line: line.get_xdata()[0])
+        assert [len(line.get_xdata()) for line in joined] == [1, 3, 2, 1, 3, 1, 1]
+        assert joined[4].get_xydata() == pytest.approx(np.array([[7, 0.6], [8, 0.8], [9, 0.7]]))
+        borders = [line.get_xdata()[0] for line in axes.lines if list(line.get_ydata()) == [0, 1]]
+        assert borders == [0.5, 3.5, 5.5, 6.5, 9.5, 10.5]
+
+
+def test_of_one_number_each_method_has_its_name(tmp_path, drawn):
+    runs = [of("memory", 5), of("memory", 5, masking="none"), of("vpt-deep", 10, prompt_dropout=0.1), of("full")]
+    axes, *_ = draw(runs, tmp_path, drawn)
+    assert below(axes) == (["m5", "m5-unmasked", "vpt-deep10-\ndropout0p1", "full"], {})
+    assert axes.get_xlabel() == "method"
+
+
+@pytest.mark.parametrize(
+    ("runs", "title"),
+    [
+        (GRID[:-1], "memory tokens in each layer"),
+        (GRID, "method, or memory tokens in each layer"),
+        ([of("memory", 5, memory_norm=False), of("head+class")], "memory tokens in each layer"),
+    ],
+)
+def test_numbers_of_masked_memory_alone_need_no_name(tmp_path, drawn, runs, title):
+    axes, *_ = draw(runs, tmp_path, drawn)
+    assert axes.get_xlabel() == title and below(axes)[1] == {}
+
+
+LONG = [
+    of("memory", tokens, masking="none", memory_update="additive", train_class_token=False) for tokens in (1, 5)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("runs", [METHODS, METHODS[::3], LONG, LONG[1:] * 2 + METHODS[1:4]])
+def test_marks_below_the_axis_do_not_touch(tmp_path, drawn, runs):
+    panels = draw(runs, tmp_path, drawn)[:2]
+    drawn[-1].draw_without_rendering()  # in its own resolution, which extents are measured in
+    for axes in panels:
+        labels = [*axes.get_xticklabels(), *axes.get_xticklabels(minor=True), axes.xaxis.label]
+        boxes = [label.get_window_extent() for label in labels]
+        assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+        assert all(box.x0 >= 0 and box.x1 <= drawn[-1].bbox.width for box in boxes)
+
+
+def test_many_places_stand_in_two_rows(tmp_path, drawn):
+    evaluation, selection, _ = draw(METHODS, tmp_path, drawn)
+    assert evaluation.get_position().x0 == pytest.approx(selection.get_position().x0)
+    evaluation, selection, _ = draw(METHODS[:4], tmp_path, drawn)
+    assert evaluation.get_position().x1 < selection.get_position().x0

@@ -177,3 +177,21 @@ def test_what_leaves_the_tokens_of_the_base_alone_can_be_put_together():
 )
 def test_reasons(spec, reason):
     assert spec.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("family", "specs"),
+    [
+        ("probe", [MethodSpec("head")]),
+        ("memory", [MethodSpec("head+class"), MethodSpec("memory", 5), MethodSpec("memory", 2, memory_norm=False)]),
+        ("unmasked", [MethodSpec("memory", tokens, "none") for tokens in (1, 12)]),
+        ("unmasked-frozenclass", [MethodSpec("memory", 1, "none", train_class_token=False)]),
+        ("additive", [MethodSpec("memory", tokens, memory_update="additive") for tokens in (1, 2)]),
+        ("lora8", [MethodSpec("lora", rank=8)]),
+        ("full", [MethodSpec("full")]),
+        ("vpt-deep", [MethodSpec("vpt-deep", tokens) for tokens in (1, 10)]),
+        ("vpt-shallow-dropout0p1", [MethodSpec("vpt-shallow", 3, prompt_dropout=0.1)]),
+    ],
+)
+def test_families_differ_in_numbers_of_tokens_only(family, specs):
+    assert {spec.family for spec in specs} == {family}

@@ -411,8 +411,11 @@ def test_first_factors_of_lora_begin_uniform_and_second_ones_zero():
 
 def test_lora_without_peft_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ModuleNotFoundError, match=r"^LoRA needs the package peft: pip install -e '\.\[peft\]'\.$"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"^LoRA needs the package peft: pip install -e '\.\[peft\]'\.$"
+    ) as error:
         network_on(tiny_model(), MethodSpec("lora", rank=4))
+    assert error.value.name == "peft"  # so a command line ends in one line
 
 
 # -------------------------------------------------------------------------------------------------------------- dropout

@@ -1,15 +1,21 @@
 """`vit_train.py --method ...`: every method through the same command line, on a tiny base and generated images."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 import vit_train
 from learnable_memory import heads, tuned_files
+from learnable_memory.commands import model as model_module
 from learnable_memory.commands import passes as passes_module
 from learnable_memory.commands import run_command
+from learnable_memory.commands.training_base import TrainingBase
+from learnable_memory.config import TrainOptions
 from learnable_memory.experiments.results import unpack_right
+from learnable_memory.grid import Cell
+from learnable_memory.method_spec import MethodSpec
 from test_commands import QUICK, base, brightness, colours, save_base, train, validate  # noqa: F401 (fixtures)
 from test_convolutional import saved
 
@@ -240,3 +246,68 @@ def test_attention_that_this_machine_lacks_is_refused(tmp_path, base, colours, c
     flags = ["-d", f"folder:{colours}", "--base_model", base, "--precision", "bfloat16", "--output", tmp_path]
     error = refused(capsys, *flags, "--attn_implementation", "flash_attention_2")
     assert "--attn_implementation flash_attention_2 does not work here" in error
+
+
+def test_a_cell_with_dropout_is_the_run_alone(tmp_path, base, colours):  # noqa: F811
+    common = ["-d", f"folder:{colours}", "-e", "2", "--lr", "0.1", "--method", "vpt-deep", "-m", "3"]
+    common += ["--prompt_dropout", "0.3"]
+    train(base, tmp_path / "grid", *common, "--seeds", "0", "1", "--keep_all")
+    train(base, tmp_path / "alone", *common, "--seeds", "1")
+    alone = tuned_files.load(tmp_path / "alone" / "colours_model.safetensors").tensors
+    in_grid = tmp_path / "grid" / "colours-vpt-deep3-dropout0p3_lr0p1_s1_model.safetensors"
+    in_grid = tuned_files.load(in_grid).tensors
+    assert alone.keys() == in_grid.keys()
+    assert all(torch.equal(alone[key], in_grid[key]) for key in alone)
+
+
+def test_lora_without_peft_ends_in_one_line(tmp_path, base, colours, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "peft", None)
+    flags = ["-d", f"folder:{colours}", "--base_model", base, "--output", tmp_path, "--method", "lora"]
+    assert refused(capsys, *flags) == "prog: error: LoRA needs the package peft: pip install -e '.[peft]'."
+
+
+def test_attention_of_a_convolutional_base_is_refused(tmp_path, colours, capsys):  # noqa: F811
+    resnet = tmp_path / "resnet"
+    saved("resnet", resnet)
+    flags = ["-d", f"folder:{colours}", "--base_model", resnet, "--output", tmp_path, "--method", "full"]
+    assert refused(capsys, *flags, "--attn_implementation", "sdpa") == (
+        f"prog: error: {resnet} is a convolutional network, without attention: leave --attn_implementation out."
+    )
+
+
+def base_for(model, **flags) -> TrainingBase:
+    return TrainingBase(TrainOptions(dataset="Digits", base_model=str(model), device="cpu", no_download=True, **flags))
+
+
+def test_what_a_base_cannot_learn_is_said_before_anything_is_trained(base, monkeypatch):  # noqa: F811
+    opened = base_for(base)
+    others = [MethodSpec(method) for method in ("head", "head+class", "full", "bias")]
+    opened.check([*others, MethodSpec("vpt-deep", 2), MethodSpec("lora", rank=2)])
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModuleNotFoundError, match="LoRA needs the package peft"):
+        opened.check([*others, MethodSpec("lora", rank=2)])
+    opened.vit.config._attn_implementation = "flash_attention_2"  # as if its package were here
+    opened.check([*others, MethodSpec("memory", 2, "none", "propagate")])
+    with pytest.raises(ValueError, match="memory, 2 cells, additive needs a mask, which flash_attention_2 does not"):
+        opened.check([*others, MethodSpec("memory", 2, memory_update="additive")])
+
+
+def test_what_a_convolutional_base_cannot_learn_is_said_before_anything_is_trained(tmp_path):
+    saved("resnet", tmp_path)
+    specs = [MethodSpec("head"), MethodSpec("full")]
+    base_for(tmp_path, method="full").check(specs)
+    with pytest.raises(ValueError, match="which has no gradient checkpointing: leave --gradient_checkpointing"):
+        base_for(tmp_path, method="full", gradient_checkpointing=True).check(specs)
+    options = TrainOptions(dataset="Digits", base_model=str(tmp_path), device="cpu", method="full")
+    with pytest.raises(ValueError, match="which 2 processes would feed with different parts of each batch"):
+        TrainingBase(options, processes=2, process=1).check(specs)
+
+
+def test_exact_weights_take_the_attention_of_a_run_in_less_precision(base, monkeypatch):  # noqa: F811
+    """Their arithmetic is autocast's: that they are float32 is no reason to refuse flash attention."""
+    asked = []
+    monkeypatch.setattr(model_module, "choose_attention", lambda model, *how: asked.append((model.dtype, *how)))
+    flags = {"method": "full", "precision": "bfloat16", "attn_implementation": "flash_attention_2"}
+    opened = base_for(base, **flags)
+    opened.model({"x": Cell(MethodSpec("full"), 0.1, 0)}, num_labels=3)
+    assert asked == [(kind, "flash_attention_2", "bfloat16") for kind in (torch.bfloat16, torch.float32)]

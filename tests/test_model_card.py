@@ -101,6 +101,12 @@ def test_the_whole_header_of_a_trained_head():
     }
 
 
+def test_the_recipe_names_the_method_also_of_heads_that_call_it_regime():
+    assert table(model_card(trained_head()))["training"].startswith("method memory, lr 0.03,")
+    earlier = trained_head(training={"regime": "head+class", "lr": 0.1})
+    assert table(model_card(earlier))["training"] == "regime head+class, lr 0.1"
+
+
 def test_the_library_reads_it_back(tmp_path):
     card = model_card(trained_head())
     card.save(tmp_path / "README.md")

@@ -13,15 +13,18 @@ import pytest
 import torch
 
 import vit_train
-from learnable_memory import heads
+from learnable_memory import heads, tuned_files
 from learnable_memory.commands import processes as starting
+from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions
+from learnable_memory.grid import Cell
+from learnable_memory.method_spec import MethodSpec
 from learnable_memory.optim import HeadOptimizer, Recipe
 from learnable_memory.runlog import read_metrics
 from learnable_memory.train import average_over_processes, train_step
 from test_commands import QUICK, base, colours  # noqa: F401 - fixtures
 from test_train import train_loader
-from tiny import add_random_head, tiny_model
+from tiny import add_random_head, images, tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -130,6 +133,21 @@ def test_a_head_that_diverges_in_the_other_process_makes_no_step_here(batch):
     assert changed == {name for name in before if name.startswith("A.")}
 
 
+def test_processes_begin_alike_and_drop_other_prompts(base):  # noqa: F811
+    options = TrainOptions(dataset="Digits", base_model=str(base), device="cpu", no_download=True)
+
+    def network(process):
+        cell = Cell(MethodSpec("vpt-deep", 8, prompt_dropout=0.5), 0.1, seed=0)
+        model = TrainingBase(options, processes=2, process=process).model({"x": cell}, num_labels=3)
+        answers = [model(images(), ["x"])["x"].logits for _ in range(2)]
+        return model.heads["x"].state_dict(), answers
+
+    (first, dropped), (second, otherwise), (third, as_before) = (network(process) for process in (0, 1, 0))
+    assert all(torch.equal(first[name], second[name]) and torch.equal(first[name], third[name]) for name in first)
+    assert torch.equal(dropped[0], as_before[0]) and torch.equal(dropped[1], as_before[1])
+    assert not any(torch.equal(one, other) for one in dropped for other in otherwise)
+
+
 # ----------------------------------------------------------------------------------------------------- how they start
 def test_one_process_without_a_tracker_needs_no_accelerator(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -184,14 +202,15 @@ def launch(flags, processes=2):
 
 
 def assert_same_head(found, expected):
-    found, expected = heads.load(found), heads.load(expected)
+    kind = tuned_files if tuned_files.is_tuned(expected) else heads
+    found, expected = kind.load(found), kind.load(expected)
     assert found.tensors.keys() == expected.tensors.keys()
     for name, value in expected.tensors.items():
         assert torch.allclose(found.tensors[name], value, rtol=0, atol=1e-5), name
     ours, theirs = found.metadata["metrics"], expected.metadata["metrics"]
     assert ours["epoch"] == theirs["epoch"]
-    for split, images in (("select", 6), ("eval", 12)):
-        assert ours[split]["images"] == theirs[split]["images"] == images  # no image twice, none left out
+    for split, count in (("select", 6), ("eval", 12)):
+        assert ours[split]["images"] == theirs[split]["images"] == count  # no image twice, none left out
         assert (ours[split]["top1"], ours[split]["top5"]) == (theirs[split]["top1"], theirs[split]["top5"])
         assert ours[split]["loss"] == pytest.approx(theirs[split]["loss"], abs=1e-5)
 
@@ -203,10 +222,20 @@ def rows_of(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_size", "more"),
-    [(8, ()), (41, ()), (5, ()), (8, ("--cache", "disk", "--views", "2"))],
+    [
+        (8, ()),
+        (41, ()),
+        (5, ()),
+        (8, ("--cache", "disk", "--views", "2")),
+        (8, ("--method", "full")),
+        (8, ("--method", "vpt-deep")),
+    ],
     # 42 images to train on, 6 to choose on, 12 to report on
-    ids=["the last batch has 2", "the last batch has 1", "of select the last batch has 1", "cache on disk"],
-)
+    ids=[
+        "the last batch has 2", "the last batch has 1", "of select the last batch has 1", "cache on disk", "full",
+        "vpt-deep",
+    ],
+)  # fmt: skip
 def test_two_processes_train_the_head_of_one(tmp_path, base, colours, batch_size, more):  # noqa: F811
     def flags(name):
         folder = ("--cache_folder", tmp_path / name / "cache") if "--cache" in more else ()
@@ -223,7 +252,7 @@ def test_two_processes_train_the_head_of_one(tmp_path, base, colours, batch_size
     for ours, theirs in zip(found, expected, strict=True):
         for key in ("train/loss", "train/gradient_norm", "train/lr", "select/loss"):
             assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-5)
-    if more:
+    if "--cache" in more:
         files = [
             {path.relative_to(tmp_path / name): path.stat().st_size for path in (tmp_path / name).rglob("*.bin")}
             for name in ("two", "one")

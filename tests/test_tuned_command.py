@@ -223,6 +223,20 @@ def test_precision_is_that_of_the_training_unless_told(trained, tmp_path, name):
     assert told["loss"] == pytest.approx(exact, abs=1e-5)
 
 
+def test_attention_that_cannot_be_is_refused(trained, resnet, capsys):
+    def line(name, *flags):
+        return validation_refused(capsys, trained.folder, "-m", name, "--attn_implementation", *flags)
+
+    for name in ("whole", "unmasked", "A"):
+        for precision in ("float32", "bfloat16"):
+            assert line(name, "flash_attention_2", "--precision", precision) == (
+                "--attn_implementation flash_attention_2 does not work here: it needs bfloat16 on a GPU, and this is "
+                f"{precision} on cpu. Choose sdpa or eager, or give --precision and --device."
+            )
+    expected = f"{resnet} is a convolutional network, without attention: leave --attn_implementation out."
+    assert line("resnet", "eager") == expected
+
+
 def test_pixels_that_a_file_does_not_tell_are_those_of_the_base(trained, tmp_path):
     for name in ("whole", "resnet"):
         trained.copy(name, tmp_path, preprocessing=...)

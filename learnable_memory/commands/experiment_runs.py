@@ -4,7 +4,6 @@ Every method goes through the pass of `vit_train.py`: the same data, splits, sch
 differ in method, rate and nothing else are one pass.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -24,7 +23,9 @@ from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions, to_dict
 from learnable_memory.data import DataSet
 from learnable_memory.experiments.card import Card, Variant
-from learnable_memory.experiments.choice import best_rate, planned, runs_of
+from learnable_memory.experiments.choice import planned, runs_of
+from learnable_memory.experiments.findings import Finding
+from learnable_memory.experiments.keys import digest
 from learnable_memory.experiments.results import Results
 from learnable_memory.grid import Cell, cells
 from learnable_memory.runlog import RunLog, versions
@@ -73,11 +74,6 @@ class PlannedRun:
         return digest(what)
 
 
-def digest(what: Any) -> str:
-    """16 hexadecimal digits of what JSON can hold."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def missing(
     card: Card, rows: Sequence[Mapping[str, Any]], where: Mapping[str, Any], only: Sequence[str] = (),
     whole: bool = False,
@@ -95,8 +91,9 @@ def missing(
     there = {row["key"] for row in rows if row["kind"] == "run"}
     found = []
     for variant in chosen_variants(card, only):
-        best = best_rate(variant, runs_of(variant, rows))
-        for rate, seed in planned(variant, variant.rates[0] if whole and best is None else best):
+        so_far = Finding.of(variant, runs_of(variant, rows))
+        assumed = variant.rates[0] if whole and not so_far.all_diverged else None
+        for rate, seed in planned(variant, so_far.best or assumed):
             run = PlannedRun(variant, run_options(variant, rate, seed, where))
             if run.key not in there:
                 found.append(run)

@@ -18,13 +18,15 @@ from typing import Any
 
 from learnable_memory import heads, tuned_files
 from learnable_memory.checkpoint import Checkpoint
-from learnable_memory.commands.experiment_runs import PlannedRun, data_of, digest, run_options, run_pass
+from learnable_memory.commands.experiment_runs import PlannedRun, data_of, run_options, run_pass
 from learnable_memory.commands.inputs import evaluation_loader
 from learnable_memory.commands.passes import Pass
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.evaluate import evaluate
 from learnable_memory.experiments.card import Card, Together
-from learnable_memory.experiments.choice import chosen_runs, runs_of
+from learnable_memory.experiments.choice import chosen_runs, diverged, runs_of
+from learnable_memory.experiments.findings import Findings
+from learnable_memory.experiments.keys import digest
 from learnable_memory.experiments.results import Results, pack_right
 from learnable_memory.methods import Learned, build_network
 from learnable_memory.unmasked_together import UnmaskedTogether
@@ -62,19 +64,18 @@ def run_together(
     """
     done = 0
     for analysis in card.together:
-        for data_seed in card.grid(analysis.settings["grid"]).data_seeds:
+        for data_seed in Findings(card, results.rows()).missing_of(analysis):
             members = members_of(card, analysis, results, data_seed, where)
             if members is None:
                 continue
-            runs = [member.run.key for member in members]
-            key = digest([analysis.name, dict(analysis.settings), runs])
-            if key in {row.get("key") for row in results.rows()}:
-                continue
             logger.info("%s: %s, data seed %d", card.name, analysis.name, data_seed)
-            found = list(KINDS[analysis.settings["kind"]](members, folder, resume))
-            for row in found:  # all of it, or nothing
-                about = {"kind": "together", "analysis": analysis.name, "key": key, "data_seed": data_seed}
-                results.append({**about, "members": runs, **row})
+            runs = [member.run.key for member in members]
+            about = {
+                "kind": "together", "analysis": analysis.name, "key": analysis.key(runs), "data_seed": data_seed,
+                "members": runs,
+            }  # fmt: skip
+            # All of it, or nothing.
+            results.append(*[{**about, **row} for row in KINDS[analysis.settings["kind"]](members, folder, resume)])
             done += 1
     return done
 
@@ -83,17 +84,15 @@ def members_of(
     card: Card, analysis: Together, results: Results, data_seed: int, where: Mapping[str, Any]
 ) -> list[Member] | None:
     """The heads that an analysis puts together, in its order; None while one of them has not been trained."""
-    settings, members = analysis.settings, []
-    rows = results.rows()
-    for label in settings["order"]:
-        labels = {**settings["heads"], settings["along"]: label}
-        variant = next(v for v in card.grid(settings["grid"]).variants() if dict(v.labels) == labels)
+    rows, members = results.rows(), []
+    for variant in analysis.members(card.grid(analysis.settings["grid"])):
         runs = chosen_runs(variant, runs_of(variant, rows))
-        mine = [row for row in runs if row["data_seed"] == data_seed and row["eval"]]
+        mine = [row for row in runs if row["data_seed"] == data_seed and row["eval"] and not diverged(row)]
         if not mine:
             return None
         run = PlannedRun(variant, run_options(variant, mine[0]["lr"], data_seed, where))
-        members.append(Member(settings["along"], label, f"D{len(members)}", run, mine[0]))
+        along = analysis.settings["along"]
+        members.append(Member(along, variant.labels[along], f"D{len(members)}", run, mine[0]))
     return members
 
 

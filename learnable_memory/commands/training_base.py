@@ -14,6 +14,9 @@ from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network, chec
 from learnable_memory.transforms import Preprocessing
 from vit import MemoryCapableViT
 
+# Between the seeds of processes: odd, so that no two are the same; large, so that none is that of a run beside.
+BETWEEN_PROCESSES = 0x9E3779B1
+
 
 class TrainingBase:
     """A frozen base, and how its pixels are made.
@@ -98,8 +101,8 @@ class TrainingBase:
         return model
 
     def _network(self, cell: Cell, num_labels: int) -> torch.nn.Module:
-        # Dropout draws from the global generator, in each process for other images; cells' seeds have 32 bits.
-        torch.manual_seed(cell.seed + (self.process << 32))
+        # Dropout draws from the global generator, which takes 32 bits; each process drops for images of its own.
+        torch.manual_seed((cell.seed + self.process * BETWEEN_PROCESSES) % 2**32)
         generator = torch.Generator().manual_seed(cell.seed)
         options = self.options
         again, reduced = options.gradient_checkpointing, options.precision != "float32"

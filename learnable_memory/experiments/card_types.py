@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
+
+from learnable_memory.experiments.keys import digest
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,10 @@ class Together:
         """(row label, column label) of a result; without columns the latter is ""."""
         row, column = (", ".join(labels[key] for key in keys) for keys in (self.rows, self.columns))
         return row, column
+
+    def key(self, runs: Sequence[str]) -> str:
+        """Of this analysis of the runs with these keys."""
+        return digest([self.name, dict(self.settings), list(runs)])
 
     def members(self, grid: Grid) -> list[Variant]:
         """The variants whose heads are put together, in their order."""

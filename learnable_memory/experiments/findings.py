@@ -168,7 +168,8 @@ class Findings:
             if row["analysis"] == analysis.name and row["labels"] in analysis.labels:
                 variants = analysis.members(self.card.grid(analysis.settings["grid"]))
                 chosen = [run for variant in variants for run in self[variant].scored]
-                return row["members"] == [run["key"] for run in chosen if run["data_seed"] == row["data_seed"]]
+                keys = [run["key"] for run in chosen if run["data_seed"] == row["data_seed"]]
+                return row["members"] == keys and row["key"] == analysis.key(keys)
         return False
 
 

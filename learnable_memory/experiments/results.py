@@ -47,14 +47,14 @@ class Results:
         """The keys of the runs and analyses that are there."""
         return {row["key"] for row in self.rows()}
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row, on disk when this returns; what is not finite becomes null."""
-        line = json.dumps(jsonable(row), allow_nan=False) + "\n"
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Add rows, on disk when this returns; what is not finite becomes null."""
+        lines = "".join(json.dumps(jsonable(row), allow_nan=False) + "\n" for row in rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may each run a part of a card: none must cut off what another is writing.
         with FileLock(self.path.with_name(f".{self.path.name}.lock")), self.path.open("ab+") as file:
             self._drop_cut_line(file)
-            file.write(line.encode())
+            file.write(lines.encode())
             file.flush()
             os.fsync(file.fileno())
 
