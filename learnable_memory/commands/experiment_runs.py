@@ -167,6 +167,7 @@ def run_pass(
     """
     options = group[0].options
     base, data = TrainingBase(options), data_of(options)
+    base.check(run.cell.spec for run in group)
     if base.convolutional is not None and len(group) > 1:
         return [row for run in group for row in run_pass([run], folder, resume, keep)]
     own = folder / digest([run.key for run in group])

@@ -102,7 +102,7 @@ class TrainingInputs:
     def train(self, image_set: ImageSet) -> Iterable:
         """Shuffled, in random views."""
         shown = None if self.options.views is None else max(1, self.options.views)
-        part = _part(self.accelerator)
+        part = part_of(self.accelerator)
         batches = EpochBatches(len(image_set), self.options.batch_size, self.seed, shuffle=True, views=shown, **part)
         return self._loader(image_set, self.views, batches, "train", stored_views=shown if self.views else 1)
 
@@ -121,7 +121,7 @@ class TrainingInputs:
         return CachedLoader(cache, image_set, batches, BaseTokens, dtype)
 
     def _cache(self, image_set: ImageSet, views: str | None, count: int, role: str) -> FeatureCache:
-        options, process = self.options, _part(self.accelerator)
+        options, process = self.options, part_of(self.accelerator)
         contents = contents_of(
             self.model, image_set, self.preprocessing.hash, views, self.seed, options.cache_form, options.cache_dtype
         )
@@ -142,10 +142,11 @@ class TrainingInputs:
 
 
 def _in_order(image_set: ImageSet, options: RunOptions, accelerator: Any) -> EpochBatches:
-    return EpochBatches(len(image_set), options.batch_size, **_part(accelerator))
+    return EpochBatches(len(image_set), options.batch_size, **part_of(accelerator))
 
 
-def _part(accelerator: Any) -> dict[str, int]:
+def part_of(accelerator: Any) -> dict[str, int]:
+    """Which of how many processes this one is."""
     if accelerator is None:
         return {"process": 0, "processes": 1}
     return {"process": accelerator.process_index, "processes": accelerator.num_processes}

@@ -13,7 +13,7 @@ from typing import Any
 
 from learnable_memory import grid, heads, plots, tuned_files
 from learnable_memory.checkpoint import Checkpoint
-from learnable_memory.commands.inputs import chosen_data
+from learnable_memory.commands.inputs import chosen_data, part_of
 from learnable_memory.commands.model import start_logging
 from learnable_memory.commands.parents import compare_pixels, read_parents
 from learnable_memory.commands.passes import OF_THE_MACHINE, Pass
@@ -93,7 +93,8 @@ def run(options: TrainOptions) -> int:
         logging.getLogger("learnable_memory").setLevel(logging.WARNING)
     device = accelerator.device if is_shared(accelerator) else None
     parents = read_parents(options, files.head)
-    base = TrainingBase(options, device)
+    base = TrainingBase(options, device, **part_of(accelerator))
+    base.check(options.method_specs)
     if base.vit is not None:
         parents.load(base.vit)
         compare_pixels(parents, base.preprocessing)
