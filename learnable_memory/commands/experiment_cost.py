@@ -101,6 +101,7 @@ def measure(group: Sequence[PlannedRun], count: int) -> Measured:
     begin = time.perf_counter()
     options = group[0].options
     base, data = TrainingBase(options), data_of(options)
+    base.check(run.cell.spec for run in group)
     if base.convolutional is not None:  # each a pass of its own
         group, count = group[:1], count * len(group)
     reset_peak_memory(base.device)
