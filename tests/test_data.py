@@ -355,7 +355,7 @@ def test_unknown_names(tmp_path: Path, name: str, message: str) -> None:
 
 def test_names_are_listed() -> None:
     published = "CIFAR10 CIFAR100 CUB Digits FashionMNIST Flowers ImageNet INaturalist MNIST Pets Places Sun"
-    assert set(data_set_names()) == {*published.split(), "CIFAR100-new20"}
+    assert set(data_set_names()) == {*published.split(), "CIFAR100-new20", "FashionMNIST-subset"}
 
 
 def test_record_is_json_and_tells_the_splits(tmp_path: Path) -> None:

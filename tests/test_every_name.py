@@ -40,6 +40,7 @@ def files_of(name: str) -> Callable[[pytest.FixtureRequest, Path], object]:
         )
     by_function = {
         "Digits": lambda directory: None,
+        "FashionMNIST-subset": lambda directory: None,
         "FashionMNIST": lambda directory: write_raw(directory, "FashionMNIST"),
         "MNIST": lambda directory: write_raw(directory, "MNIST"),
         "Places": write_places,
@@ -60,6 +61,7 @@ CASES = [
     ("CUB", [], 2, (2, 2, 2)),
     ("Digits", [], 10, (1295, 143, 359)),  # fifths and tenths of 174 to 183 of a class, rounded
     ("FashionMNIST", [], 10, (30, 10, 20)),
+    ("FashionMNIST-subset", [], 10, (5400, 600, 2000)),
     ("Flowers", [], 102, (2, 2, 3)),
     ("ImageNet", [], 3, (3, 3, 3)),
     ("INaturalist", [], 4, (28, 4, 8)),  # 10 of each species: 2 held out, and 1 of the 8 that are left
