@@ -207,11 +207,11 @@ class TrainOptions(DataChoice, RunOptions):
         apart = [spec for spec in self.method_specs if not spec.combinable]
         if apart and self.cache != "none":
             raise ValueError(
-                f"--cache keeps what the base makes of an image, but with {apart[0].label} {apart[0].reason}: leave "
-                "--cache out, or train that one in a run of its own."
+                f"--cache keeps what the base makes of an image, which is of no use to {apart[0].label} "
+                f"({apart[0].reason}): leave --cache out, or train that one in a run of its own."
             )
         if apart and self.extends:
-            raise ValueError(f"--extends builds on heads, but of {apart[0].label} {apart[0].reason}: leave it out.")
+            raise ValueError(f"--extends is for heads, which {apart[0].label} is not: {apart[0].reason}. Leave it out.")
         if self.extends and "head" in self.method:
             raise ValueError("--extends needs class tokens, which linear probes do not have: leave --method head out.")
         if self.attn_implementation == "flash_attention_2" and self.precision != "bfloat16":

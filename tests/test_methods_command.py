@@ -216,8 +216,8 @@ def test_a_convolutional_base(tmp_path, colours, method, capsys):  # noqa: F811
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--method", "full", "--cache", "memory"], "--cache keeps what the base makes of an image, but with full"),
-        (["--method", "full", "head", "--extends", "Digits"], "--extends builds on heads, but of full it changes"),
+        (["--method", "full", "--cache", "memory"], "--cache keeps what the base makes of an image, which is of no use to full"),
+        (["--method", "full", "head", "--extends", "Digits"], "--extends is for heads, which full is not: it changes"),
         (["--method", "full", "--masking", "none"], "--masking and --memory_update belong to --method memory"),
         (["--no-train_class_token"], "--no-train_class_token belongs to --masking none"),
         (["--memory_update", "additive", "-m", "0"], "need memory, but --number_of_memory_tokens is 0"),
