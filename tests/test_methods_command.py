@@ -216,7 +216,10 @@ def test_a_convolutional_base(tmp_path, colours, method, capsys):  # noqa: F811
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--method", "full", "--cache", "memory"], "--cache keeps what the base makes of an image, which is of no use to full"),
+        (
+            ["--method", "full", "--cache", "memory"],
+            "--cache keeps what the base makes of an image, which is of no use to full",
+        ),
         (["--method", "full", "head", "--extends", "Digits"], "--extends is for heads, which full is not: it changes"),
         (["--method", "full", "--masking", "none"], "--masking and --memory_update belong to --method memory"),
         (["--no-train_class_token"], "--no-train_class_token belongs to --masking none"),
