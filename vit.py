@@ -497,6 +497,17 @@ def base_fingerprint(vit: ViTModel) -> str:
     return hashlib.sha256(f"{found} {activation} {interpolation}".encode()).hexdigest()
 
 
+def _in_place_of_copies(
+    module: nn.Module, learned: Callable[[str], bool] = lambda name: False
+) -> dict[int, nn.Parameter]:
+    """A memo for `copy.deepcopy`: new parameters on the same storage, or copies that want gradients if learned."""
+    memo = {}
+    for name, parameter in module.named_parameters():
+        own = learned(name)
+        memo[id(parameter)] = nn.Parameter(parameter.detach().clone() if own else parameter.detach(), own)
+    return memo
+
+
 def _some(names: Iterable[str]) -> str:
     """A list for an error message, not longer than somebody reads."""
     names = sorted(names)
@@ -1023,11 +1034,7 @@ class MemoryCapableViT(ViTForImageClassification):
         """
         shared = MemoryCapableViT._around(self)
         shared.classifier = nn.Identity()
-        memo = {}  # stands for copies
-        for name, parameter in self.vit.named_parameters():
-            own = learned(name)
-            memo[id(parameter)] = nn.Parameter(parameter.detach().clone() if own else parameter.detach(), own)
-        return copy.deepcopy(shared, memo)
+        return copy.deepcopy(shared, _in_place_of_copies(self.vit, learned))
 
     @torch.no_grad()
     def for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> "MemoryCapableViT":
@@ -1041,8 +1048,7 @@ class MemoryCapableViT(ViTForImageClassification):
             dtype: of the base and of what passes through it, such as torch.bfloat16; None for that of this model.
             compile: let torch.compile translate it at the first call (minutes).
         """
-        kept = {id(p): nn.Parameter(p.detach(), False) for m in (self.vit, self.classifier) for p in m.parameters()}
-        served = copy.deepcopy(self, kept)  # the memo stands for copies: new parameters on the same storage
+        served = copy.deepcopy(self, _in_place_of_copies(self.vit) | _in_place_of_copies(self.classifier))
         served.requires_grad_(False).eval().to(dtype or self.vit.embeddings.cls_token.dtype)
         served.set_attn_implementation("sdpa")
         tasks = [name for name, head in served.heads.items() if head.spec.class_token]

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from learnable_memory.bases import PROCESSOR, read_config, read_processor
 from learnable_memory.families.plain import some
 from learnable_memory.families.refused import CONVOLUTIONAL_NAMES, CONVOLUTIONAL_TYPES
-from learnable_memory.families.timm_models import timm_preprocessing
+from learnable_memory.families.timm_models import timm_preprocessing, without_timm
 from learnable_memory.head_metadata import content_hash
 from learnable_memory.method_spec import OF_ANY_NETWORK, MethodSpec
 from learnable_memory.methods import new_classifier
@@ -82,8 +82,7 @@ class ConvolutionalBase:
         if "architecture" not in config:
             return cls(_load(place), base_id, _preprocessing(place))
         if importlib.util.find_spec("timm") is None:
-            what = f"{place} is a timm model, and timm is missing: pip install 'timm>=1.0.12'"
-            raise ModuleNotFoundError(what, name="timm")
+            raise without_timm(place)
         model = _load(place)
         # The wrapper gave it what is usual for its architecture, not what is in the folder.
         model.timm_model.pretrained_cfg = config.get("pretrained_cfg", config)

@@ -81,7 +81,8 @@ def evaluate(
             for name in heads:
                 counts, first = _count(name, outputs[name].logits, labels)
                 sums[name] += counts
-                first_right[name].append(first)
+                if right is not None:
+                    first_right[name].append(first)
             images += len(labels)
             bar.set_postfix_str(f"{images / (time.perf_counter() - start):.0f} images/s", refresh=False)
     finally:

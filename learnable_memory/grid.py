@@ -23,6 +23,10 @@ from learnable_memory.method_spec import MethodSpec
 from learnable_memory.text_table import side_by_side
 
 Split = Literal["select", "eval"]
+OF_A_CELL = (  # the fields of TrainOptions that cells are made of, seeds aside
+    "method", "number_of_memory_tokens", "masking", "memory_update", "memory_norm", "train_class_token", "rank",
+    "prompt_dropout", "lr",
+)  # fmt: skip
 
 
 def shortest(number: float) -> str:

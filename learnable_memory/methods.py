@@ -299,14 +299,13 @@ class TunedModel(nn.Module):
 
     def __init__(self, networks: Mapping[str, nn.Module], fingerprint: str, base_id: str | None) -> None:
         super().__init__()
-        self.names = list(networks)
         self.networks = nn.ModuleList(networks.values())  # not by name: names of heads may hold what modules' may not
         self.heads = {name: Learned(network) for name, network in networks.items()}
         self.fingerprint, self.base_id = fingerprint, base_id
 
     @property
     def head_names(self) -> list[str]:
-        return list(self.names)
+        return list(self.heads)
 
     def set_image_size(self, size: int | Sequence[int]) -> None:
         """As `MemoryCapableViT.set_image_size`; convolutional networks take images of any size as they are."""
@@ -324,7 +323,7 @@ class TunedModel(nn.Module):
     ) -> dict[str, ImageClassifierOutput]:  # fmt: skip
         """As `MemoryCapableViT.forward`: a pass of its own for each network, and never an answer of the base."""
         answers = {}
-        for name in self.names if heads is None else heads:
+        for name in self.heads if heads is None else heads:
             logits = self.heads[name].network(pixel_values)  # [B, C]
             loss = F.cross_entropy(logits, labels[name]) if labels and name in labels else None
             answers[name] = ImageClassifierOutput(loss, logits)

@@ -7,7 +7,7 @@ for prediction in predict(model, images, {preprocessing: model.head_names}):
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -136,4 +136,9 @@ def labels_of(model, name: str) -> list[str]:
     if name == "base":
         return [model.config.id2label[index] for index in range(model.config.num_labels)]
     spec = model.heads[name].spec
-    return list(spec.metadata.get("labels") or (f"class {index}" for index in range(spec.num_labels)))
+    return names_of_classes(spec.metadata, spec.num_labels)
+
+
+def names_of_classes(metadata: Mapping[str, Any], num_labels: int) -> list[str]:
+    """What the metadata of a head or network calls its classes; "class 17" where nobody has named them."""
+    return list(metadata.get("labels") or (f"class {index}" for index in range(num_labels)))

@@ -10,6 +10,7 @@ import torch
 from learnable_memory import heads
 from learnable_memory.__main__ import main
 from learnable_memory.commands import experiment_runs, experiment_together
+from learnable_memory.commands import passes as passes_module
 from learnable_memory.commands.experiment_runs import missing, passes
 from learnable_memory.experiments.card import read_card
 from learnable_memory.experiments.results import Results, unpack_right
@@ -166,6 +167,28 @@ def test_what_an_analysis_needs_is_trained_again_where_it_was_not_kept(ran, tmp_
     key = lambda row: json.dumps([row["analysis"], row["labels"], row["data_seed"]])  # noqa: E731
     again = {key(row): row["top1"] for row in rows(tmp_path, "together")}
     assert again == {key(row): row["top1"] for row in rows(ran, "together")}
+
+
+def test_what_a_pass_learned_survives_an_interruption_before_its_results(card_file, ran, tmp_path, monkeypatch):
+    """Its outcomes are on disk, its rows are not: analyses later need what it learned, not what it began with."""
+
+    def breaking(self, *rows):
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Results, "append", breaking)
+        run(card_file, "--output", str(tmp_path))
+    monkeypatch.setattr(
+        passes_module, "train", lambda *args, **kwargs: pytest.fail("a pass that has ended is trained again")
+    )
+    with pytest.raises(pytest.fail.Exception):  # by the second pass
+        run(card_file, "--output", str(tmp_path), "--resume")
+    assert len(rows(tmp_path)) == 5  # of the first pass, the heads of one data set
+    kept = list((tmp_path / "runs" / "learned").glob("*.safetensors"))
+    assert len(kept) == 5
+    for path in kept:
+        mine, theirs = (heads.load(place).tensors for place in (path, ran / "runs" / "learned" / path.name))
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
 def changed(ran, folder, old: str, new: str):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from experiment_rows import a_card, a_grid, a_run, diverged_run, put, variant_of
-from learnable_memory.experiments.choice import best_rate, chosen_runs, planned, runs_of
+from learnable_memory.experiments.choice import best_rate, planned, runs_of
+from learnable_memory.experiments.findings import Finding
 from learnable_memory.experiments.results import Results, pack_right, unpack_right
 
 
@@ -22,13 +23,13 @@ def result(tmp_path):
 
 def test_what_is_appended_is_read_in_its_order(tmp_path, result):
     results = Results(tmp_path / "new" / "results.jsonl")
-    assert results.rows() == [] and results.keys() == set()
+    assert results.rows() == []
     together = put({"data": "Digits"}, "10", "11")
     results.append(result("b", train_seconds=np.float64(0.5)))
     results.append({**together, "loss": float("nan")})
     Results(results.path).append(result("a"))
     assert results.rows() == [result("b", train_seconds=0.5), {**together, "loss": None}, result("a")]
-    assert results.keys() == {"a", "b", together["key"]}
+    assert {row["key"] for row in results.rows()} == {"a", "b", together["key"]}
 
 
 @pytest.mark.parametrize("cut", ['{"key": "b", "to', '{"key": "b"}'])
@@ -144,7 +145,7 @@ def test_a_rate_that_diverged_never_wins(first):
 
 def test_nothing_is_chosen_before_all_rates_were_compared(first, every):
     assert best_rate(first, [a_run(first, 0.01), a_run(first, 0.1)]) is None
-    assert chosen_runs(first, [a_run(first, 0.01)]) == []
+    assert Finding.of(first, [a_run(first, 0.01)]).chosen == []
     assert best_rate(every, [a_run(every, rate, 4) for rate in every.rates]) is None
 
 
@@ -152,14 +153,14 @@ def test_further_seeds_have_no_say_in_a_sweep_of_the_first(first):
     runs = [a_run(first, rate, select=0.5 + (rate == 0.1) / 10) for rate in first.rates]
     runs += [a_run(first, 0.1, seed, select=0.1) for seed in (2, 1)]
     assert best_rate(first, runs) == 0.1
-    assert [run["data_seed"] for run in chosen_runs(first, runs)] == [0, 1, 2]
+    assert [run["data_seed"] for run in Finding.of(first, runs).chosen] == [0, 1, 2]
 
 
 def test_the_mean_over_all_seeds_decides_a_sweep_of_every(every):
     scores = {(0.01, 4): 0.9, (0.01, 5): 0.1, (0.1, 4): 0.5, (0.1, 5): 0.7, (1.0, 4): 0.8, (1.0, 5): 0.3}
     runs = [a_run(every, rate, seed, select=top1) for (rate, seed), top1 in scores.items()]
     assert best_rate(every, runs) == 0.1
-    assert [(run["lr"], run["data_seed"]) for run in chosen_runs(every, runs)] == [(0.1, 4), (0.1, 5)]
+    assert [(run["lr"], run["data_seed"]) for run in Finding.of(every, runs).chosen] == [(0.1, 4), (0.1, 5)]
 
 
 def test_a_rate_that_diverged_on_one_seed_never_wins(every):

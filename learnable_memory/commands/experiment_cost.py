@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from learnable_memory.commands.experiment_runs import OF_A_CELL, PlannedRun, data_of, missing, passes
+from learnable_memory.commands.experiment_runs import PlannedRun, data_of, missing, passes
 from learnable_memory.commands.inputs import evaluation_loader
 from learnable_memory.commands.passes import Pass
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import to_dict
 from learnable_memory.evaluate import evaluate
 from learnable_memory.experiments.card import Card
+from learnable_memory.grid import OF_A_CELL
 from learnable_memory.meter import peak_memory, reset_peak_memory
 from learnable_memory.optim import HeadOptimizer
 from learnable_memory.text_table import side_by_side

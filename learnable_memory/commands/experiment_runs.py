@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from learnable_memory import heads
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.commands.inputs import chosen_data
 from learnable_memory.commands.passes import Pass
@@ -23,21 +22,14 @@ from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions, to_dict
 from learnable_memory.data import DataSet
 from learnable_memory.experiments.card import Card, Variant
-from learnable_memory.experiments.choice import planned, runs_of
+from learnable_memory.experiments.choice import runs_of
 from learnable_memory.experiments.findings import Finding
 from learnable_memory.experiments.keys import digest
 from learnable_memory.experiments.results import Results
-from learnable_memory.grid import Cell, cells
+from learnable_memory.grid import OF_A_CELL, Cell, Outcome, cells
 from learnable_memory.runlog import RunLog, versions
 
 logger = logging.getLogger(__name__)
-
-# What may differ within a pass of heads.
-OF_A_CELL = (
-    "method", "number_of_memory_tokens", "masking", "memory_update", "memory_norm", "train_class_token", "rank",
-    "prompt_dropout", "lr",
-)  # fmt: skip
-
 
 OF_THE_DATA = (  # what `chosen_data` looks at
     "dataset", "directory", "no_download", "split", "split_seed", "image_column", "label_column", "data_seeds",
@@ -66,6 +58,11 @@ class PlannedRun:
         return self.options.data_seeds[0]
 
     @property
+    def name(self) -> str:
+        """In its pass, and of the file of what it learns."""
+        return f"{self.cell.name}-{self.key}"
+
+    @property
     def key(self) -> str:
         """16 hexadecimal digits: what this run is, wherever it runs."""
         what = [
@@ -88,15 +85,11 @@ def missing(
 
     Raises ValueError if `only` names a label that the card does not have.
     """
-    there = {row["key"] for row in rows if row["kind"] == "run"}
     found = []
     for variant in chosen_variants(card, only):
         so_far = Finding.of(variant, runs_of(variant, rows))
-        assumed = variant.rates[0] if whole and not so_far.all_diverged else None
-        for rate, seed in planned(variant, so_far.best or assumed):
-            run = PlannedRun(variant, run_options(variant, rate, seed, where))
-            if run.key not in there:
-                found.append(run)
+        places = [place for place in so_far.expected if place not in so_far.runs] if whole else so_far.missing
+        found += [PlannedRun(variant, run_options(variant, rate, seed, where)) for rate, seed in places]
     return found
 
 
@@ -150,56 +143,54 @@ def run_card(
             first = group[0]
             labels = f"{first.variant.label}{f' and {len(group) - 1} more' if len(group) > 1 else ''}"
             logger.info("%s: pass %d of %d: %s, data seed %d", card.name, number, len(groups), labels, first.data_seed)
-            for row in run_pass(group, folder / "passes", resume, keep):
-                results.append(row)
+            run_pass(group, folder / "passes", resume, keep, results)
             done += len(group)
     return done
 
 
 def run_pass(
-    group: Sequence[PlannedRun], folder: Path, resume: bool, keep: Path | None = None
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Train and evaluate one pass; returns a row of results for each of its runs.
+    group: Sequence[PlannedRun], folder: Path, resume: bool, keep: Path | None = None, results: Results | None = None
+) -> None:  # fmt: skip
+    """Train and evaluate one pass.
 
     Args:
-        folder: for its state while it is under way.
-        keep: the folder for what each run has learned, as KEY_model.safetensors; None: nowhere.
+        folder: for its state until its results are written.
+        keep: the folder for what each run has learned; None: nowhere.
+        results: get a row for each of its runs; None: they are there already.
     """
     options = group[0].options
     base, data = TrainingBase(options), data_of(options)
     base.check(run.cell.spec for run in group)
     if base.convolutional is not None and len(group) > 1:
-        return [row for run in group for row in run_pass([run], folder, resume, keep)]
+        for run in group:
+            run_pass([run], folder, resume, keep, results)
+        return
     own = folder / digest([run.key for run in group])
     if not resume:
         shutil.rmtree(own, ignore_errors=True)
     checkpoint, ending = Checkpoint(own / "checkpoint.pt", options.checkpoint_steps), own / "outcomes.json"
-    by_name = {f"{run.cell.name}-{run.key}": run for run in group}
+    by_name = {run.name: run for run in group}
     with RunLog(own, overwrite=True) as log:
         one_pass = Pass(
             base, data, options, {name: run.cell for name, run in by_name.items()}, options.data_seeds[0], log,
             others=True,
         )  # fmt: skip
-        outcomes = one_pass.run(checkpoint, ending)
-    if keep is not None:
-        for outcome in (each for each in outcomes if not each.diverged):
-            one_pass.save(outcome, keep / heads.file_name(by_name[outcome.head].key))
-    splits = {role: split["hash"] for role, split in data.record()["splits"].items()}
-    base_record = {"id": base.base_id, "fingerprint": base.fingerprint}
-    machine = {"device": device_words(base.device), "threads": torch.get_num_threads()}
-    rows = []
-    for outcome in outcomes:
-        run = by_name[outcome.head]
-        rows.append(
-            {
-                "kind": "run", "grid": run.variant.grid, "labels": dict(run.variant.labels), "key": run.key,
-                "options": dict(run.variant.options), **outcome.row(), "combinable": base.is_head(run.cell.spec),
-                "base": base_record, "splits": splits, "eval_hash": splits["eval"], "versions": versions(),
-                "machine": machine,
-            }
-        )  # fmt: skip
+        outcomes = one_pass.run(checkpoint, ending, keep)
+    if results is not None:
+        results.append(*(result_row(by_name[outcome.head], outcome, base, data) for outcome in outcomes))
     shutil.rmtree(own)
-    return rows
+
+
+def result_row(run: PlannedRun, outcome: Outcome, base: TrainingBase, data: DataSet) -> dict[str, Any]:
+    """What the results file says of a run."""
+    splits = {role: split["hash"] for role, split in data.record()["splits"].items()}
+    return {
+        "kind": "run", "grid": run.variant.grid, "labels": dict(run.variant.labels), "key": run.key,
+        "options": dict(run.variant.options), **outcome.row(), "combinable": base.is_head(run.cell.spec),
+        "base": {"id": base.base_id, "fingerprint": base.fingerprint}, "splits": splits, "eval_hash": splits["eval"],
+        "versions": versions(),
+        "machine": {"device": device_words(base.device), "threads": torch.get_num_threads()},
+    }  # fmt: skip
 
 
 def device_words(device: torch.device) -> str:

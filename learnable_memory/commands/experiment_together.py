@@ -24,7 +24,6 @@ from learnable_memory.commands.passes import Pass
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.evaluate import evaluate
 from learnable_memory.experiments.card import Card, Together
-from learnable_memory.experiments.choice import chosen_runs, diverged, runs_of
 from learnable_memory.experiments.findings import Findings
 from learnable_memory.experiments.keys import digest
 from learnable_memory.experiments.results import Results, pack_right
@@ -64,8 +63,9 @@ def run_together(
     """
     done = 0
     for analysis in card.together:
-        for data_seed in Findings(card, results.rows()).missing_of(analysis):
-            members = members_of(card, analysis, results, data_seed, where)
+        findings = Findings(card, results.rows())
+        for data_seed in findings.missing_of(analysis):
+            members = members_of(findings, analysis, data_seed, where)
             if members is None:
                 continue
             logger.info("%s: %s, data seed %d", card.name, analysis.name, data_seed)
@@ -81,17 +81,15 @@ def run_together(
 
 
 def members_of(
-    card: Card, analysis: Together, results: Results, data_seed: int, where: Mapping[str, Any]
-) -> list[Member] | None:
-    """The heads that an analysis puts together, in its order; None while one of them has not been trained."""
-    rows, members = results.rows(), []
-    for variant in analysis.members(card.grid(analysis.settings["grid"])):
-        runs = chosen_runs(variant, runs_of(variant, rows))
-        mine = [row for row in runs if row["data_seed"] == data_seed and row["eval"] and not diverged(row)]
+    findings: Findings, analysis: Together, data_seed: int, where: Mapping[str, Any]
+) -> list[Member] | None:  # fmt: skip
+    """The heads that an analysis puts together, in its order; None while one of them is not there, or has diverged."""
+    along, members = analysis.settings["along"], []
+    for variant in analysis.members(findings.card.grid(analysis.settings["grid"])):
+        mine = [row for row in findings[variant].scored if row["data_seed"] == data_seed]
         if not mine:
             return None
         run = PlannedRun(variant, run_options(variant, mine[0]["lr"], data_seed, where))
-        along = analysis.settings["along"]
         members.append(Member(along, variant.labels[along], f"D{len(members)}", run, mine[0]))
     return members
 
@@ -99,7 +97,7 @@ def members_of(
 def learned_file(member: Member, folder: Path) -> Path:
     """The head or network of a run; trained once more where it was not kept."""
     kept = folder / "learned"
-    path = kept / heads.file_name(member.run.key)
+    path = kept / heads.file_name(member.run.name)
     if not path.exists():
         logger.info("%s: its tensors were not kept, so it is trained once more", member.run.variant.label)
         run_pass([member.run], folder / "passes", resume=False, keep=kept)

@@ -100,6 +100,11 @@ def choose_attention(model: MemoryCapableViT, implementation: str, precision: st
         raise ValueError(f"--attn_implementation {implementation} does not work here: {reason}") from None
 
 
+def autocast_of(options: RunOptions) -> torch.dtype | None:
+    """The arithmetic of weights that are kept in float32 because they are learned; None for float32."""
+    return None if options.precision == "float32" else getattr(torch, options.precision)
+
+
 def load_base(
     base: str,
     options: RunOptions,

@@ -20,7 +20,7 @@ from learnable_memory.config import TrainOptions, to_dict
 from learnable_memory.data import DataSet
 from learnable_memory.evaluate import evaluate, is_shared
 from learnable_memory.experiments.results import pack_right
-from learnable_memory.grid import Cell, Outcome
+from learnable_memory.grid import OF_A_CELL, Cell, Outcome
 from learnable_memory.headlog import HeadLog
 from learnable_memory.meter import peak_memory, reset_peak_memory
 from learnable_memory.methods import TunedModel
@@ -32,10 +32,7 @@ from learnable_memory.transforms import Preprocessing
 logger = logging.getLogger(__name__)
 
 # What a head file says elsewhere: of its own cell, and by hash.
-OF_ONE_HEAD = (
-    "method", "number_of_memory_tokens", "masking", "memory_update", "train_class_token", "rank", "prompt_dropout",
-    "lr", "seeds", "data_seeds", "extends",
-)  # fmt: skip
+OF_ONE_HEAD = {*OF_A_CELL, "seeds", "data_seeds", "extends"} - {"memory_norm"}
 # What a head file does not keep of the options, and what a resumed run may change: it says something of a machine, and
 # nothing of the head.
 OF_THE_MACHINE = (
@@ -87,17 +84,19 @@ class Pass:
 
         device = next(self.model.parameters()).device
         reset_peak_memory(device)
-        best = self._train(checkpoint)
+        best, preparing = self._train(checkpoint)
         whole = [name for name in self.names if best[name].tensors and best[name].diverged_at is None]
-        scores, right, seconds = self._evaluate(whole, device) if whole else ({}, {}, 0.0)
+        scores, right, evaluating = self._evaluate(whole, device) if whole else ({}, {}, 0.0)
         memory = peak_memory(device)
         outcomes = [
             Outcome(
-                cell, name, self.seed, self._parameters(name), best[name].epoch + 1 if best[name].score else None,
-                best[name].diverged_at, asdict(best[name].score) if best[name].score else None,
-                asdict(scores[name]) if name in scores else None,
-                pack_right(right[name].numpy()) if name in right else None,
-                best[name].steps, self.preparing_seconds + best[name].seconds, seconds, len(self.names), memory,
+                cell=cell, head=name, data_seed=self.seed, parameters=self._parameters(name),
+                epoch=best[name].epoch + 1 if best[name].score else None, diverged_at=best[name].diverged_at,
+                select=asdict(best[name].score) if best[name].score else None,
+                eval=asdict(scores[name]) if name in scores else None,
+                eval_right=pack_right(right[name].numpy()) if name in right else None,
+                steps=best[name].steps, train_seconds=preparing + best[name].seconds, eval_seconds=evaluating,
+                heads_in_pass=len(self.names), peak_memory_bytes=memory,
             )
             for name, cell in self.names.items()
         ]  # fmt: skip
@@ -130,13 +129,14 @@ class Pass:
         learned = self.model.heads[outcome.head].state_dict()
         tuned_files.save(path, {key: tensor.detach().cpu() for key, tensor in learned.items()}, record)
 
-    def _train(self, checkpoint: Checkpoint) -> dict[str, Best]:
+    def _train(self, checkpoint: Checkpoint) -> tuple[dict[str, Best], float]:
+        """The best epochs, and the seconds before the first step: a cache is filled then."""
         start = time.perf_counter()
         inputs = self.inputs()
         loaders = inputs.train(self.data.train), inputs.select(self.data.select)
-        self.preparing_seconds = time.perf_counter() - start  # a cache is filled here
+        preparing = time.perf_counter() - start
         try:
-            return train(
+            best = train(
                 self.model, list(self.names), *loaders, self.recipes(), self.log, self.log is not None,
                 checkpoint=checkpoint, accelerator=self.accelerator, alone=self.alone,
             )  # fmt: skip
@@ -144,7 +144,8 @@ class Pass:
             if not self.others:
                 raise
             logger.warning("%s The other passes go on.", all_diverged)
-            return all_diverged.best
+            best = all_diverged.best
+        return best, preparing
 
     def _evaluate(self, names: Sequence[str], device: torch.device) -> tuple[dict, dict, float]:
         """Of these heads the scores on `eval` and, of a process that has all of it, which images were right; and the
@@ -184,7 +185,8 @@ class Pass:
 
 def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOptions, outcome: Outcome) -> dict:
     """What a head's file says beyond its shapes: enough to evaluate it again without a flag."""
-    kept = {key: value for key, value in to_dict(options).items() if key not in OF_THE_MACHINE + OF_ONE_HEAD}
+    left_out = {*OF_THE_MACHINE, *OF_ONE_HEAD}
+    kept = {key: value for key, value in to_dict(options).items() if key not in left_out}
     cell = {"method": outcome.cell.spec.method, "lr": outcome.cell.lr, "seed": outcome.cell.seed}
     return {
         "labels": data.labels,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from learnable_memory.bases import find_base, read_config
-from learnable_memory.commands.model import check_no_attention, load_base, resolve_device
+from learnable_memory.commands.model import autocast_of, check_no_attention, load_base, resolve_device
 from learnable_memory.config import TrainOptions
 from learnable_memory.convolutional import ConvolutionalBase, is_convolutional
 from learnable_memory.grid import Cell
@@ -104,14 +104,12 @@ class TrainingBase:
         # Dropout draws from the global generator, which takes 32 bits; each process drops for images of its own.
         torch.manual_seed((cell.seed + self.process * BETWEEN_PROCESSES) % 2**32)
         generator = torch.Generator().manual_seed(cell.seed)
-        options = self.options
-        again, reduced = options.gradient_checkpointing, options.precision != "float32"
-        autocast = getattr(torch, options.precision) if reduced else None
+        again, autocast = self.options.gradient_checkpointing, autocast_of(self.options)
         if self.convolutional is not None:
             return self.convolutional.network(cell.spec, num_labels, generator, again, autocast)
         if cell.spec.method not in OF_WEIGHTS:
             return build_network(self.vit, cell.spec, num_labels, generator, again)
-        if reduced and self._exact is None:
+        if autocast is not None and self._exact is None:
             self._exact, _ = self._load(exact=True)
         return build_network(self._exact or self.vit, cell.spec, num_labels, generator, again, autocast)
 

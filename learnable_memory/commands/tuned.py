@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from learnable_memory import heads, tuned_files
 from learnable_memory.bases import find_base
 from learnable_memory.commands.chosen_heads import ChosenHeads, choose_heads, load_chosen
-from learnable_memory.commands.model import check_no_attention, load_base, resolve_device
+from learnable_memory.commands.model import autocast_of, check_no_attention, load_base, resolve_device
 from learnable_memory.config import RunOptions
 from learnable_memory.convolutional import ConvolutionalBase
 from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network
+from learnable_memory.predict import names_of_classes
 from learnable_memory.transforms import Preprocessing
 from learnable_memory.tuned_files import TunedFile
 from vit import MemoryCapableViT
@@ -54,7 +53,7 @@ class ChosenNetwork:
     def labels(self) -> dict[str, list[str]]:
         """What its classes are called; "class 17" where its file does not say."""
         metadata = self.file.metadata
-        return {self.file.name: metadata.get("labels") or [f"class {i}" for i in range(metadata["num_labels"])]}
+        return {self.file.name: names_of_classes(metadata, metadata["num_labels"])}
 
     def by_preprocessing(self, of_the_base: Preprocessing) -> dict[Preprocessing, list[str]]:
         """As `ChosenHeads.by_preprocessing`: its one kind of pixels."""
@@ -111,7 +110,7 @@ def load_tuned(file: TunedFile, options: RunOptions) -> tuple[TunedModel, Prepro
 
 def _on_vit(file: TunedFile, named: str, options: RunOptions) -> tuple[TunedModel, Preprocessing]:
     spec, own = file.spec, Preprocessing.of_head(file.metadata)
-    autocast = _autocast(options) if spec.method in OF_WEIGHTS else None
+    autocast = autocast_of(options) if spec.method in OF_WEIGHTS else None
     options = dataclasses.replace(options, compile=False)
     base, of_the_base = load_base(named, options, sized=False, own_pixels=own is None, exact=autocast is not None)
     tuned_files.check_base(file.metadata, base.fingerprint)
@@ -126,11 +125,6 @@ def _on_convolutional(file: TunedFile, named: str, options: RunOptions) -> tuple
     place = find_base(named, options.base_cache, not options.no_download)
     base = ConvolutionalBase.open(place, named)
     tuned_files.check_base(file.metadata, base.fingerprint)
-    network = base.network(file.spec, file.metadata["num_labels"], autocast=_autocast(options))
+    network = base.network(file.spec, file.metadata["num_labels"], autocast=autocast_of(options))
     model = TunedModel({file.name: network}, base.fingerprint, base.base_id).to(resolve_device(options.device))
     return model, Preprocessing.of_head(file.metadata) or base.preprocessing
-
-
-def _autocast(options: RunOptions) -> torch.dtype | None:
-    """The arithmetic of weights that are kept in float32, as in training; None for float32."""
-    return None if options.precision == "float32" else getattr(torch, options.precision)

@@ -67,14 +67,6 @@ def best_rate(variant: Variant, rows: Iterable[Row]) -> float | None:
     return min(whole, key=lambda rate: (-_mean(whole[rate], "top1"), _mean(whole[rate], "loss"), rate), default=None)
 
 
-def chosen_runs(variant: Variant, rows: Iterable[Row]) -> list[Row]:
-    """The runs of the best rate, in the order of the variant's data seeds; empty while there is no best rate."""
-    rows = list(rows)
-    best = best_rate(variant, rows)
-    runs = by_rate_and_seed(variant, rows)
-    return [runs[best, seed] for seed in variant.data_seeds if (best, seed) in runs]
-
-
 def by_rate_and_seed(variant: Variant, rows: Iterable[Row]) -> dict[tuple[float, int], Row]:
     """(rate, data seed) -> run.
 

@@ -16,7 +16,6 @@ from learnable_memory.experiments.choice import (
     Row,
     best_rate,
     by_rate_and_seed,
-    chosen_runs,
     diverged,
     planned,
     runs_of,
@@ -67,14 +66,21 @@ class Finding:
         return planned(self.variant, self.best)
 
     @property
+    def expected(self) -> list[tuple[float, int]]:
+        """The same with those that will follow: at the first of the rates, while the best is not known."""
+        unknown = self.best is None and not self.all_diverged
+        return planned(self.variant, self.variant.rates[0]) if unknown else self.planned
+
+    @property
     def missing(self) -> list[tuple[float, int]]:
-        """Those of them that are not there."""
+        """Those that are planned and not there."""
         return [place for place in self.planned if place not in self.runs]
 
     @property
     def chosen(self) -> list[Row]:
         """The runs of the best rate, in the order of the data seeds."""
-        return chosen_runs(self.variant, self.runs.values())
+        places = [(self.best, seed) for seed in self.variant.data_seeds]
+        return [self.runs[place] for place in places if place in self.runs]
 
     @property
     def scored(self) -> list[Row]:
@@ -183,8 +189,7 @@ def progress(card: Card, rows: Iterable[Row]) -> tuple[int, int]:
     there = whole = 0
     for found in Findings(card, rows):
         there += len(found.planned) - len(found.missing)
-        unknown = found.best is None and not found.all_diverged
-        whole += len(planned(found.variant, found.variant.rates[0]) if unknown else found.planned)
+        whole += len(found.expected)
     return there, whole
 
 

@@ -43,10 +43,6 @@ class Results:
             _check(row, f"{self.path}, line {number}")
         return rows
 
-    def keys(self) -> set[str]:
-        """The keys of the runs and analyses that are there."""
-        return {row["key"] for row in self.rows()}
-
     def append(self, *rows: Mapping[str, Any]) -> None:
         """Add rows, on disk when this returns; what is not finite becomes null."""
         lines = "".join(json.dumps(jsonable(row), allow_nan=False) + "\n" for row in rows)

@@ -53,14 +53,19 @@ def from_timm(folder: Path) -> PlainViT:
     )  # fmt: skip
 
 
+def without_timm(folder: Path) -> ModuleNotFoundError:
+    """What is raised where a folder needs timm, and it is not installed."""
+    what = f"{folder} is a timm model, and timm is missing: pip install 'timm>=1.0.12'"
+    return ModuleNotFoundError(what, name="timm")
+
+
 def _load(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     """The model as timm makes it from the folder's config, with the folder's weights, all of them."""
     try:
         import timm
         from timm.models import PretrainedCfg
     except ModuleNotFoundError as error:
-        what = f"{folder} is a timm model, and timm is missing: pip install 'timm>=1.0.12'"
-        raise ModuleNotFoundError(what, name="timm") from error
+        raise without_timm(folder) from error
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
