@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def run_pass(
         keep: the folder for what each run has learned; None: nowhere.
         results: get a row for each of its runs; None: they are there already.
     """
-    options = group[0].options
+    options = replace(group[0].options, resume=resume)
     base, data = TrainingBase(options), data_of(options)
     base.check(run.cell.spec for run in group)
     if base.convolutional is not None and len(group) > 1:
