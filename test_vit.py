@@ -13,7 +13,7 @@ from transformers import ViTForImageClassification, ViTModel
 
 from oracle import joint_logits
 from tiny import add_random_head, images, tiny_base, tiny_config, tiny_model
-from vit import MemoryCapableViT, SelfAttentionWithMemory, build_attention_mask
+from vit import MemoryCapableViT, SelfAttentionWithMemory, TaskUpdates, build_attention_mask
 
 INF = float("inf")
 # The stock eager attention rounds its softmax to float32 even in a float64 model; the fused one does not.
@@ -202,7 +202,7 @@ def test_joint_attention_layer_equals_one_layer_of_the_two_streams():
     output, weights = joint(normed, layer.layernorm_before(head.memory[0]), mask)
     after = output + torch.cat([base.inputs, tokens], dim=1)
     after = after + layer.mlp(layer.layernorm_after(after))
-    stream, rows = model.task_layer(0, tokens, base.seen, ["A"], model._graph(["A"]))
+    stream, rows = model.task_layer(0, tokens, base.seen, ["A"], model._graph(["A"]), TaskUpdates([], 1))
     assert difference(after[:, :-1], base.hidden) < 1e-9
     assert difference(after[:, -1:], stream) < 1e-9
     assert difference(weights[:, :, -1:], rows) < 1e-9

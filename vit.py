@@ -5,14 +5,15 @@ arXiv 2203.15243.
 
 Nothing that a head adds is ever seen by the base's tokens, so the model runs in two streams. The *base stream* is the
 stock HuggingFace ViT, frozen and without autograd. The *task stream* carries one class token per head; in each layer
-its queries meet the keys and values that the base stream has just computed, its own, and those of its memory.
+its queries meet the keys and values that the base stream has just computed, its own, and those of its memory. What a
+head may also have are low-rank updates of the layers' projections, which are applied to its class token alone.
 
     B images          T heads with a class token    D width            L layers
     P patches         k heads of a mask             H attention heads  C classes of a head
     N base tokens     m memory tokens of one head   d = D / H          M memory tokens of all T heads in a layer
 
 N = P + S, S being the base's own special tokens: the class token, first of all, then the others (S = 1 for ViT, 2 for
-DeiT with its distillation token, 5 for DINOv2 with registers), then the patches.
+DeiT with its distillation token, 5 for DINOv2 with registers), then the patches. r is the rank of a low-rank update.
 """
 
 import copy
@@ -312,10 +313,27 @@ def attend(
 
 
 # ============================================================================================================= heads
-class Head(nn.Module):
-    """The parameters of one head: class token [D], memory [m, D] per layer, and a linear classifier of C classes."""
+class LowRank(nn.Module):
+    """A head's own update of one projection, in all layers: W x becomes W x + up (down x) (Hu et al. 2022, LoRA).
 
-    def __init__(self, spec: HeadSpec, width: int, layers: int) -> None:
+    `down` is [L, r, inputs], `up` [L, outputs, r].
+    """
+
+    def __init__(self, layers: int, rank: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(layers, rank, inputs))
+        self.up = nn.Parameter(torch.empty(layers, outputs, rank))
+
+    def extra(self, index: int, x: Tensor) -> Tensor:
+        """What it adds in layer `index`: [rows, inputs] -> [rows, outputs]"""
+        return x @ self.down[index].to(x.dtype).T @ self.up[index].to(x.dtype).T
+
+
+class Head(nn.Module):
+    """The parameters of one head: class token [D], memory [m, D] per layer, a linear classifier of C classes, and
+    low-rank updates of the layers' projections for its class token."""
+
+    def __init__(self, spec: HeadSpec, width: int, layers: int, mlp_width: int) -> None:
         super().__init__()
         self.spec = spec
         self.class_token = nn.Parameter(torch.empty(width)) if spec.class_token else None
@@ -323,16 +341,27 @@ class Head(nn.Module):
         self.memory = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
         # Not nn.Linear(...), which would draw values from the global generator only for them to be replaced.
         self.classifier = nn.utils.skip_init(nn.Linear, width, spec.num_labels)
+        sizes = {name: head_files.projection_size(name, width, mlp_width) for name in spec.low_rank}
+        self.low_rank = nn.ModuleDict(
+            {name: LowRank(layers, rank, *sizes[name]) for name, rank in spec.low_rank.items()}
+        )
 
     @torch.no_grad()
     def initialise(self, base_class_token: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-        """Memory and weight N(0, std^2), bias 0, class token a copy of the base's (paper, section 3)."""
+        """Memory and weight N(0, std^2), bias 0, class token a copy of the base's (paper, section 3).
+
+        Of low-rank updates the first factor is N(0, 1/D) and the second 0: the head begins as one without them.
+        """
         if self.class_token is not None:
             self.class_token.copy_(base_class_token.view(-1))
         for parameter in (*self.memory, self.classifier.weight):
             # Drawn on the CPU, so that a seed means the same head on every device.
             parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
         self.classifier.bias.zero_()
+        for update in self.low_rank.values():  # last, so that all else is drawn as without them
+            spread = base_class_token.numel() ** -0.5
+            update.down.copy_(torch.empty(update.down.shape).normal_(0.0, spread, generator=generator))
+            update.up.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
         """Under the names of a head file (see learnable_memory/heads.py)."""
@@ -341,6 +370,7 @@ class Head(nn.Module):
             found["class_token"] = self.class_token
         if self.memory:
             found["memory"] = torch.stack(tuple(self.memory))
+        found |= {f"low_rank.{name}": parameter for name, parameter in self.low_rank.named_parameters()}
         return {name: tensor.detach().float() for name, tensor in found.items()}
 
     @torch.no_grad()
@@ -352,6 +382,8 @@ class Head(nn.Module):
             self.class_token.copy_(tensors["class_token"])
         for parameter, values in zip(self.memory, tensors.get("memory", ()), strict=True):
             parameter.copy_(values)
+        for name, parameter in self.low_rank.named_parameters():
+            parameter.copy_(tensors[f"low_rank.{name}"])
 
     def _apply(self, fn, recurse: bool = True):
         """Follow the base to other devices, but not to float16 or bfloat16: heads are float32 always."""
@@ -363,23 +395,103 @@ class Head(nn.Module):
         return super()._apply(keep_precision, recurse)
 
 
-class FoldedMemory(nn.Module):
-    """The memory's keys and values in all layers, computed once, of a model that learns no more.
+class SameRank(NamedTuple):
+    """Updates of one projection by those heads of a pass that have the same rank: one batched product."""
+
+    projection: str
+    rows: list[int]  # which of the T heads, T' in all
+    down: Tensor  # [L, T', r, inputs]
+    up: Tensor  # [L, T', outputs, r]
+
+
+def stack_low_rank(heads: Sequence[Head], dtype: torch.dtype) -> list[SameRank]:
+    """The low-rank updates of all T heads of a pass, in its order, as they are applied: in the base's dtype."""
+    found = []
+    for projection in head_files.PROJECTIONS:
+        ranks = [head.spec.low_rank.get(projection, 0) for head in heads]
+        for rank in sorted(set(ranks) - {0}):
+            rows = [row for row, own in enumerate(ranks) if own == rank]
+            updates = [heads[row].low_rank[projection] for row in rows]
+            down, up = (torch.stack([getattr(each, side) for each in updates], dim=1) for side in ("down", "up"))
+            found.append(SameRank(projection, rows, down.to(dtype), up.to(dtype)))
+    return found
+
+
+class TaskUpdates:
+    """What low-rank weights add to the projections of T class tokens; without any, nothing is computed."""
+
+    def __init__(self, stacked: Sequence[SameRank], count: int) -> None:
+        """`stacked` for a pass of `count` heads."""
+        self.count = count
+        # Layers are taken apart here: indexing in each layer would make each one's gradient as large as all of them.
+        self.groups = [
+            (group.projection, group.rows, group.down.unbind(), group.up.unbind()) for group in stacked
+        ]  # fmt: skip
+
+    def __call__(self, projection: str, index: int, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """What a projection gives for the class tokens in layer `index`.
+
+        Args:
+            inputs: of the projection, [B, T, inputs].
+            outputs: what the base's own weights give for them, [B, T, outputs].
+        """
+        extra, order = [], []
+        for name, rows, down, up in self.groups:
+            if name == projection:
+                own = inputs if len(rows) == self.count else inputs[:, rows]
+                inner = torch.einsum("bti,tri->btr", own, down[index])
+                extra.append(torch.einsum("btr,tor->bto", inner, up[index]))
+                order += rows
+        if not extra:
+            return outputs
+        without = [row for row in range(self.count) if row not in order]
+        if without:
+            extra.append(outputs.new_zeros(outputs.shape[0], len(without), outputs.shape[-1]))
+            order += without
+        update = torch.cat(extra, dim=1) if len(extra) > 1 else extra[0]
+        if order != sorted(order):
+            update = update[:, sorted(range(self.count), key=order.__getitem__)]
+        return outputs + update
+
+
+class FoldedHeads(nn.Module):
+    """What does not depend on the image, computed once, of a model that learns no more: the memory's keys and values in
+    all layers, and low-rank updates as they are stacked for a pass. Nothing is merged into the base's weights.
 
     Args:
         specs: of all T heads with a class token, in the model's order.
         rows: of each layer what `MemoryCapableViT.project_memory` gives for them.
+        stacked: what `stack_low_rank` gives for them.
     """
 
-    def __init__(self, specs: Sequence[HeadSpec], rows: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self, specs: Sequence[HeadSpec], rows: Sequence[tuple[Tensor, Tensor]], stacked: Sequence[SameRank]
+    ) -> None:
         super().__init__()
         key, value = (torch.stack(projected) for projected in zip(*rows, strict=True))  # [L, H, M + 1, d]
         self.register_buffer("key", key, persistent=False)
         self.register_buffer("value", value, persistent=False)
         ends = itertools.accumulate(spec.memory_tokens for spec in specs)
         self.rows = {spec.name: range(end - spec.memory_tokens, end) for spec, end in zip(specs, ends, strict=True)}
+        self.groups = [(group.projection, group.rows) for group in stacked]
+        for number, group in enumerate(stacked):
+            self.register_buffer(f"down{number}", group.down, persistent=False)
+            self.register_buffer(f"up{number}", group.up, persistent=False)
 
-    def forward(self, index: int, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def low_rank(self, tasks: Sequence[str]) -> list[SameRank]:
+        """The updates of these heads, stacked."""
+        place = {row: tasks.index(name) for row, name in enumerate(self.rows) if name in tasks}
+        found = []
+        for number, (projection, rows) in enumerate(self.groups):
+            down, up = getattr(self, f"down{number}"), getattr(self, f"up{number}")
+            chosen = [i for i, row in enumerate(rows) if row in place]
+            if len(chosen) < len(rows):
+                down, up = down[:, chosen], up[:, chosen]
+            if chosen:
+                found.append(SameRank(projection, [place[rows[i]] for i in chosen], down, up))
+        return found
+
+    def memory(self, index: int, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Keys and values in layer `index` of the memory of these heads, as `MemoryCapableViT.project_memory`."""
         key, value = self.key[index], self.value[index]  # [H, M + 1, d]
         if len(tasks) == len(self.rows):
@@ -624,11 +736,11 @@ class MemoryCapableViT(ViTForImageClassification):
         if record.get("image_size"):
             self.set_image_size(record["image_size"])
         self.heads = nn.ModuleDict()
-        self.folded: FoldedMemory | None = None
+        self.folded: FoldedHeads | None = None
         self._graphs: dict[tuple, TaskGraph] = {}
         self.requires_grad_(False)
         for spec in record.get("heads", ()):
-            self.add_head(**spec)
+            self._add(HeadSpec(**spec))
         self.train()
 
     # ------------------------------------------------------------------------------------------------- base and disk
@@ -843,36 +955,47 @@ class MemoryCapableViT(ViTForImageClassification):
 
     def add_head(
         self, name: str, num_labels: int, memory_tokens: int = 1, extends: Sequence[str] = (), memory_norm: bool = True,
-        std: float = 0.02, *, class_token: bool = True, metadata: Mapping | None = None,
+        std: float = 0.02, *, class_token: bool = True, rank: int | Mapping[str, int] = 0,
+        metadata: Mapping | None = None,
         generator: torch.Generator | None = None,
     ) -> list[nn.Parameter]:  # fmt: skip
         """Add a new head. Heads that it extends, and those that they extend, are frozen.
 
-        Args: as in `HeadSpec`; `std` of the initial memory and classifier; `generator` (on the CPU) draws them.
+        Args: as in `HeadSpec`, where `rank` is `low_rank`; `std` of the initial memory and classifier; `generator` (on
+            the CPU) draws them.
 
         Returns:
-            Its parameters: [class token [D], memory [m, D] of each layer.., weight [C, D], bias [C]].
+            Its parameters: [class token [D], memory [m, D] of each layer.., weight [C, D], bias [C], and of each
+            low-rank update the factors [L, r, inputs], [L, outputs, r]].
 
         Raises ValueError if the name is taken or not legal, an extended head is unknown, or a count is negative.
         """
         if isinstance(extends, str):
             raise TypeError(f"extends takes a sequence of names, got the string {extends!r}; write ({extends!r},).")
-        spec = HeadSpec(name, num_labels, memory_tokens, tuple(extends), memory_norm, class_token, dict(metadata or {}))
+        spec = HeadSpec(
+            name, num_labels, memory_tokens, tuple(extends), memory_norm, class_token, rank, dict(metadata or {})
+        )
         if not std >= 0:
             raise ValueError(f"std must be 0 or more, got {std}.")
-        if name in self.heads:
-            raise ValueError(f"There is a head {name} already. Take another name, or remove_head({name!r}) first.")
-        self._check_parents(spec)
-        head = Head(spec, self.config.hidden_size, self.config.num_hidden_layers)
-        position = self.vit.embeddings.position_embeddings
-        head = head.to(position.device, torch.promote_types(position.dtype, torch.float32))
-        if position.device.type != "meta":
-            head.initialise(self.vit.embeddings.cls_token, std, generator)
-        self.heads[name] = head
-        self._heads_changed()
+        head = self._add(spec, std, generator)
         for ancestor in self.with_ancestors([name])[:-1]:
             self.heads[ancestor].requires_grad_(False)
         return list(head.parameters())
+
+    def _add(self, spec: HeadSpec, std: float = 0.02, generator: torch.Generator | None = None) -> Head:
+        if spec.name in self.heads:
+            raise ValueError(
+                f"There is a head {spec.name} already. Take another name, or remove_head({spec.name!r}) first."
+            )
+        self._check_parents(spec)
+        config, position = self.config, self.vit.embeddings.position_embeddings
+        head = Head(spec, config.hidden_size, config.num_hidden_layers, config.intermediate_size)
+        head = head.to(position.device, torch.promote_types(position.dtype, torch.float32))
+        if position.device.type != "meta":
+            head.initialise(self.vit.embeddings.cls_token, std, generator)
+        self.heads[spec.name] = head
+        self._heads_changed()
+        return head
 
     def _check_parents(self, spec: HeadSpec) -> None:
         unknown = [parent for parent in spec.extends if parent not in self.heads]
@@ -947,7 +1070,8 @@ class MemoryCapableViT(ViTForImageClassification):
         spec = dataclasses.replace(head.spec, name=save_as or name, metadata=merged)
         base = {"id": self.base_id, "fingerprint": self.fingerprint}
         size = self.config.hidden_size, self.config.num_hidden_layers
-        head_files.save(path, head.tensors(), head_files.describe(spec, base, *size, parents))
+        metadata = head_files.describe(spec, base, *size, parents, self.config.intermediate_size)
+        head_files.save(path, head.tensors(), metadata)
 
     def load_head(self, source: str | os.PathLike | HeadFile) -> str:
         """Add the head in a file, frozen, and return its name.
@@ -974,9 +1098,9 @@ class MemoryCapableViT(ViTForImageClassification):
                 )
         spec = head_files.spec_of(file.metadata)
         unseen = torch.Generator()  # what it draws is replaced; the global generator must not notice
-        self.add_head(**dataclasses.asdict(spec), generator=unseen)
-        self.heads[spec.name].load(file.tensors)
-        self.heads[spec.name].requires_grad_(False)
+        head = self._add(spec, generator=unseen)
+        head.load(file.tensors)
+        head.requires_grad_(False)
         return spec.name
 
     def load_heads(self, path: str | os.PathLike) -> list[str]:
@@ -1052,10 +1176,11 @@ class MemoryCapableViT(ViTForImageClassification):
         served.requires_grad_(False).eval().to(dtype or self.vit.embeddings.cls_token.dtype)
         served.set_attn_implementation("sdpa")
         tasks = [name for name, head in served.heads.items() if head.spec.class_token]
-        if any(served.heads[name].memory for name in tasks):
+        if any(served.heads[name].memory or served.heads[name].low_rank for name in tasks):
             graph, layers = served._graph(tasks), range(served.config.num_hidden_layers)
             projected = [served.project_memory(index, tasks, graph) for index in layers]
-            served.folded = FoldedMemory([served.heads[name].spec for name in tasks], projected)
+            specs, stacked = [served.heads[name].spec for name in tasks], served._low_rank(tasks)
+            served.folded = FoldedHeads(specs, projected, stacked)
         if compile:
             served.compile()
         return served
@@ -1114,7 +1239,7 @@ class MemoryCapableViT(ViTForImageClassification):
                     "with_base=False."
                 )
 
-        graph = self._graph(tasks)
+        graph, updates = self._graph(tasks), TaskUpdates(self._low_rank(tasks), len(tasks))
         images = pixel_values.output if isinstance(pixel_values, BaseTokens) else pixel_values
         tokens = self._class_tokens(tasks, images.shape[0])  # [B, T, D]; len() would make B a constant when exported
         base, task = Trace(output_hidden_states, output_attentions), Trace(output_hidden_states, output_attentions)
@@ -1126,7 +1251,7 @@ class MemoryCapableViT(ViTForImageClassification):
             base.keep(layer.inputs, layer.class_row)
             task.keep(tokens)
             if tasks:
-                tokens, weights = self.task_layer(index, tokens, layer.seen, tasks, graph)
+                tokens, weights = self.task_layer(index, tokens, layer.seen, tasks, graph, updates)
                 task.keep(None, weights)
         base.keep(layer.hidden)
         task.keep(tokens)
@@ -1240,37 +1365,66 @@ class MemoryCapableViT(ViTForImageClassification):
         tokens = torch.stack([self.heads[name].class_token for name in tasks]).to(position.dtype)  # [T, D]
         return (tokens + position).expand(batch, -1, -1)
 
+    def _low_rank(self, tasks: Sequence[str]) -> list[SameRank]:
+        if self.folded is not None:
+            return self.folded.low_rank(tasks)
+        return stack_low_rank([self.heads[name] for name in tasks], self.vit.embeddings.cls_token.dtype)
+
     def task_layer(
-        self, index: int, tokens: Tensor, seen: KeysAndValues | NormedTokens, tasks: Sequence[str], graph: TaskGraph
-    ) -> tuple[Tensor, Tensor]:
+        self, index: int, tokens: Tensor, seen: KeysAndValues | NormedTokens, tasks: Sequence[str], graph: TaskGraph,
+        updates: TaskUpdates,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Layer `index` for the class tokens [B, T, D] of `tasks`, given the base's tokens there.
 
         Returns the tokens after the layer, and the attention weights of `attend`.
         """
         layer: ViTLayer = self.vit.layers[index]
-        attention = layer.attention
+        attention, mlp = layer.attention, layer.mlp
+        modules = {
+            "query": attention.q_proj, "key": attention.k_proj, "value": attention.v_proj, "output": attention.o_proj,
+            "mlp_in": mlp.fc1, "mlp_out": mlp.fc2,
+        }  # fmt: skip
+
+        def project(name: str, inputs: Tensor) -> Tensor:
+            return updates(name, index, inputs, modules[name](inputs))  # [B, T, outputs]
+
         normed = layer.layernorm_before(tokens)
-        own = tuple(_split(projection(normed), attention) for projection in (attention.k_proj, attention.v_proj))
+        own = _split(project("key", normed), attention), _split(project("value", normed), attention)
         memory = self.project_memory(index, tasks, graph)
-        query = _split(attention.q_proj(normed), attention)  # [B, H, T, d]
+        query = _split(project("query", normed), attention)  # [B, H, T, d]
         context, weights = attend(attention, query, seen, own, memory, graph)
-        tokens = attention.o_proj(context.transpose(1, 2).flatten(2)) + tokens  # [B, T, D]
-        return layer.mlp(layer.layernorm_after(tokens)) + tokens, weights
+        tokens = project("output", context.transpose(1, 2).flatten(2)) + tokens  # [B, T, D]
+        inner = mlp.activation_fn(project("mlp_in", layer.layernorm_after(tokens)))
+        return project("mlp_out", inner) + tokens, weights
 
     def project_memory(self, index: int, tasks: Sequence[str], graph: TaskGraph) -> tuple[Tensor, Tensor]:
         """Keys and values of the M memory tokens of `tasks` in layer `index`, and a row of padding: [H, M + 1, d]."""
         if self.folded is not None:
-            return self.folded(index, tasks)
+            return self.folded.memory(index, tasks)
         layer: ViTLayer = self.vit.layers[index]
         attention, norm = layer.attention, layer.layernorm_before
-        with_memory = [self.heads[name].memory[index] for name in tasks if self.heads[name].memory]
-        memory = torch.cat(with_memory) if with_memory else norm.weight.new_empty(0, self.config.hidden_size)
+        owners = [self.heads[name] for name in tasks if self.heads[name].memory]
+        memory = (
+            torch.cat([head.memory[index] for head in owners]) if owners else norm.weight.new_empty(0, len(norm.weight))
+        )
         memory = memory.to(norm.weight.dtype)  # [M, D]
         if graph.any_normed:
             normed = norm(memory)
             memory = normed if graph.all_normed else torch.where(graph.normed[:, None], normed, memory)
         memory = F.pad(memory, (0, 0, 0, 1))  # [M + 1, D], the last row being the padding of TaskGraph
-        return _split(attention.k_proj(memory), attention), _split(attention.v_proj(memory), attention)
+
+        def project(name: str, module: nn.Linear) -> Tensor:
+            projected = module(memory)
+            if any(name in head.low_rank for head in owners):
+                pieces = memory[:-1].split([head.spec.memory_tokens for head in owners])
+                extra = [
+                    head.low_rank[name].extra(index, piece) if name in head.low_rank else torch.zeros_like(piece)
+                    for head, piece in zip(owners, pieces, strict=True)
+                ]
+                projected = projected + F.pad(torch.cat(extra), (0, 0, 0, 1))
+            return _split(projected, attention)
+
+        return project("key", attention.k_proj), project("value", attention.v_proj)
 
     def _classify(self, name: str, features: Tensor) -> Tensor:
         """[B, D] -> float32 logits [B, C], also under autocast"""

@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, FORMAT_VERSION)  # 1: before low-rank weights
+PROJECTIONS = ("query", "key", "value", "output", "mlp_in", "mlp_out")  # of a layer; the MLP's two are fc1 and fc2
+USUAL_PROJECTIONS = ("query", "output", "mlp_in", "mlp_out")  # those that one rank for all means
 RESERVED = {"base", *dir(torch.nn.ModuleDict())}  # heads live in one; what it has itself is not free as a name
 REQUIRED = (
     "format_version", "name", "base", "hidden_size", "num_layers", "num_labels", "memory_tokens", "memory_norm",
@@ -21,6 +24,7 @@ TYPES = {
     "hidden_size": (int,), "num_layers": (int,), "memory_norm": (bool,), "class_token": (bool,),
     "base.id": (str, type(None)), "base.fingerprint": (str,), "extends.name": (str,), "extends.hash": (str,),
 }  # fmt: skip
+SINCE_VERSION_2 = ("low_rank", "intermediate_size")
 OPTIONAL = ("dataset", "metrics", "preprocessing", "training", "versions")
 
 
@@ -35,6 +39,8 @@ class HeadSpec:
         extends: the heads whose class tokens and memory it also sees.
         memory_norm: memory passes through the layer norm, as in the paper, or joins after it, as in the 2023 files.
         class_token: False is a linear probe on the base class token; it has no memory and extends nothing.
+        low_rank: ranks of the head's own updates of projections, for its class token alone; those of key and value also
+            for its memory. One number means that rank for query, output and both projections of the MLP; 0 and {} none.
         metadata: whatever else is known of it: labels, data set, preprocessing, metrics, versions.
 
     Raises ValueError if one of them is not legal.
@@ -46,10 +52,12 @@ class HeadSpec:
     extends: tuple[str, ...] = ()
     memory_norm: bool = True
     class_token: bool = True
+    low_rank: dict[str, int] = field(default_factory=dict)
     metadata: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extends", tuple(self.extends))
+        object.__setattr__(self, "low_rank", ranks_of(self.low_rank))
         legal = isinstance(self.name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]*", self.name)
         if not legal or self.name in RESERVED:
             raise ValueError(
@@ -59,11 +67,29 @@ class HeadSpec:
         for what, count, least in (("num_labels", self.num_labels, 1), ("memory_tokens", self.memory_tokens, 0)):
             if not isinstance(count, int) or isinstance(count, bool) or count < least:
                 raise ValueError(f"{what} must be a whole number of at least {least}, got {count!r}.")
-        if not self.class_token and (self.memory_tokens or self.extends):
+        if not self.class_token and (self.memory_tokens or self.extends or self.low_rank):
             raise ValueError(
-                "A head without a class token is a linear probe: nothing reads memory or other heads in it. "
-                f"Set memory_tokens=0 and extends=(), got {self.memory_tokens} and {self.extends}."
+                "A head without a class token is a linear probe: nothing reads memory or other heads in it, and there "
+                "is nothing that low-rank weights would be applied to. Set memory_tokens=0, extends=() and no rank, "
+                f"got {self.memory_tokens}, {self.extends} and {self.low_rank}."
             )
+
+
+def ranks_of(rank: int | Mapping[str, int]) -> dict[str, int]:
+    """Ranks by projection, in the order of PROJECTIONS and without zeros, of what `HeadSpec.low_rank` may be.
+
+    Raises ValueError for an unknown projection, or a rank that is no whole number of at least 0.
+    """
+    ranks = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(USUAL_PROJECTIONS, rank)
+    unknown = [name for name in ranks if name not in PROJECTIONS]
+    if unknown:
+        raise ValueError(
+            f"There is no projection {', '.join(map(str, unknown))} to give a rank; legal: {', '.join(PROJECTIONS)}."
+        )
+    for name, count in ranks.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise ValueError(f"The rank of {name} must be a whole number of at least 0, got {count!r}.")
+    return {name: ranks[name] for name in PROJECTIONS if ranks.get(name)}
 
 
 @dataclass(frozen=True)
@@ -94,29 +120,35 @@ def head_hash(spec: HeadSpec, tensors: Mapping[str, torch.Tensor], parents: Sequ
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
-def describe(spec: HeadSpec, base: Mapping, hidden_size: int, num_layers: int, parents: Sequence[Mapping]) -> dict:
+def describe(
+    spec: HeadSpec, base: Mapping, hidden_size: int, num_layers: int, parents: Sequence[Mapping],
+    intermediate_size: int | None = None,
+) -> dict:  # fmt: skip
     """The metadata of a head's file.
 
     Args:
         base: `{"id", "fingerprint"}` of the base.
+        intermediate_size: width inside the MLP; None only for a head without low-rank weights there.
         parents: `{"name", "hash"}` of each head in `spec.extends`, the hash being its `head_hash`.
 
     Raises ValueError if the spec's own metadata uses a key that is taken.
     """
     record = asdict(spec)
-    taken = [key for key in record["metadata"] if key in REQUIRED]
+    taken = [key for key in record["metadata"] if key in REQUIRED + SINCE_VERSION_2]
     if taken:
         raise ValueError(f"Metadata cannot be called {', '.join(taken)}: a head file has these already.")
     return {
         **record.pop("metadata"), **record, "format_version": FORMAT_VERSION, "base": dict(base),
-        "hidden_size": hidden_size, "num_layers": num_layers, "extends": list(parents),
+        "hidden_size": hidden_size, "num_layers": num_layers, "intermediate_size": intermediate_size,
+        "extends": list(parents),
     }  # fmt: skip
 
 
 def spec_of(metadata: Mapping) -> HeadSpec:
     """The reverse of `describe`: what `describe` added is taken away, the rest is the spec's own metadata."""
-    own = {key: value for key, value in metadata.items() if key not in REQUIRED}
+    own = {key: value for key, value in metadata.items() if key not in REQUIRED + SINCE_VERSION_2}
     core = {key: metadata[key] for key in ("name", "num_labels", "memory_tokens", "memory_norm", "class_token")}
+    core["low_rank"] = metadata.get("low_rank", {})
     return HeadSpec(**core, extends=tuple(parent["name"] for parent in metadata["extends"]), metadata=own)
 
 
@@ -128,17 +160,29 @@ def expected_shapes(metadata: Mapping) -> dict[str, tuple[int, ...]]:
         shapes["class_token"] = (width,)
     if metadata["memory_tokens"]:
         shapes["memory"] = (metadata["num_layers"], metadata["memory_tokens"], width)
+    for projection, rank in metadata.get("low_rank", {}).items():
+        inputs, outputs = projection_size(projection, width, metadata.get("intermediate_size"))
+        shapes[f"low_rank.{projection}.down"] = (metadata["num_layers"], rank, inputs)
+        shapes[f"low_rank.{projection}.up"] = (metadata["num_layers"], outputs, rank)
     return shapes
+
+
+def projection_size(projection: str, hidden_size: int, intermediate_size: int) -> tuple[int, int]:
+    """How wide the inputs and the outputs of a projection are."""
+    inputs = intermediate_size if projection == "mlp_out" else hidden_size
+    return inputs, intermediate_size if projection == "mlp_in" else hidden_size
 
 
 def check_metadata(metadata: Mapping, where: str) -> None:
     """Raise ValueError, naming `where`, if metadata is incomplete or of another format version."""
-    if metadata.get("format_version") != FORMAT_VERSION:
+    version = metadata.get("format_version")
+    if type(version) is not int or version not in READABLE:
         raise ValueError(
-            f"{where} has head format version {metadata.get('format_version')!r}; this library reads version "
-            f"{FORMAT_VERSION}. Update the library, or write the head again with this one."
+            f"{where} has head format version {version!r}; this library reads version "
+            f"{' and '.join(map(str, READABLE))}. Update the library, or write the head again with this one."
         )
-    missing = [key for key in REQUIRED if key not in metadata]
+    wanted = REQUIRED + (SINCE_VERSION_2 if version > 1 else ())
+    missing = [key for key in wanted if key not in metadata]
     if not missing:
         base, parents = metadata["base"], metadata["extends"]
         if not isinstance(base, dict) or not isinstance(parents, list) or not all(isinstance(p, dict) for p in parents):
@@ -154,12 +198,22 @@ def check_metadata(metadata: Mapping, where: str) -> None:
     if wrong:
         raise ValueError(f"{where} has a damaged header: {', '.join(wrong)}.")
     try:
+        check_low_rank(metadata)
         spec_of(metadata)
         for parent in parents:
             HeadSpec(parent["name"], num_labels=1)
         check_known(metadata)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{where} has a damaged header: {error}") from None
+
+
+def check_low_rank(metadata: Mapping) -> None:
+    """Raise ValueError unless ranks are as `describe` writes them, and the sizes are there that they need."""
+    ranks, size = metadata.get("low_rank", {}), metadata.get("intermediate_size")
+    if not isinstance(ranks, dict) or ranks_of(ranks) != ranks:
+        raise ValueError(f"low_rank is {ranks!r}, which is no rank of at least 1 for each of its projections.")
+    if ranks and (type(size) is not int or size < 1):
+        raise ValueError(f"intermediate_size is {size!r}, and low-rank weights need it.")
 
 
 def check_known(metadata: Mapping) -> None:

@@ -2,10 +2,12 @@
 
 Tensors, float32 (D width, L layers, m memory tokens, C classes):
 
-    class_token        [D]        absent in a linear probe
-    memory             [L, m, D]  absent when m = 0
+    class_token        [D]              absent in a linear probe
+    memory             [L, m, D]        absent when m = 0
     classifier.weight  [C, D]
     classifier.bias    [C]
+    low_rank.P.down    [L, r, inputs]   of each projection P that has an update of rank r for the class token
+    low_rank.P.up      [L, outputs, r]
 
 The header holds one JSON text under the key `head`. Several heads fit in one file too: a JSON list under `heads`, those
 that are extended before those that extend them, and tensors called `NAME.class_token` and so on. The names are ours,
@@ -27,6 +29,7 @@ from safetensors.torch import save_file
 from learnable_memory.files import replacing
 from learnable_memory.head_metadata import (
     FORMAT_VERSION,
+    PROJECTIONS,
     REQUIRED,
     RESERVED,
     HeadFile,
@@ -38,14 +41,15 @@ from learnable_memory.head_metadata import (
     describe,
     expected_shapes,
     head_hash,
+    projection_size,
     spec_of,
 )
 
 __all__ = [
-    "FORMAT_VERSION", "HEADER_KEY", "NETWORK_KEY", "OLD_SUFFIX", "REQUIRED", "RESERVED", "SEVERAL_KEY", "SUFFIX",
-    "HeadFile", "HeadSpec", "check", "check_base", "content_hash", "describe", "expected_shapes", "file_name", "find",
-    "head_hash", "load", "load_all", "opened", "parsed", "read_all_metadata", "read_metadata", "read_old", "save",
-    "save_all", "spec_of", "write",
+    "FORMAT_VERSION", "HEADER_KEY", "NETWORK_KEY", "OLD_SUFFIX", "PROJECTIONS", "REQUIRED", "RESERVED", "SEVERAL_KEY",
+    "SUFFIX", "HeadFile", "HeadSpec", "check", "check_base", "content_hash", "describe", "expected_shapes", "file_name",
+    "find", "head_hash", "load", "load_all", "opened", "parsed", "projection_size", "read_all_metadata",
+    "read_metadata", "read_old", "save", "save_all", "spec_of", "write",
 ]  # fmt: skip
 
 SUFFIX = "_model.safetensors"

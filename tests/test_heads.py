@@ -86,16 +86,19 @@ def test_a_file_holds_this_head_only_under_our_own_names(path):
 def test_metadata_says_what_the_head_is_and_belongs_to(path):
     model = head_file(path)
     expected = {
-        "format_version": 1, "name": "A", "base": {"id": model.base_id, "fingerprint": model.fingerprint},
+        "format_version": 2, "name": "A", "base": {"id": model.base_id, "fingerprint": model.fingerprint},
         "hidden_size": 32, "num_layers": 3, "num_labels": 4, "memory_tokens": 2, "memory_norm": True,
-        "class_token": True, "extends": [],
+        "class_token": True, "extends": [], "low_rank": {}, "intermediate_size": 64,
     }  # fmt: skip
     assert heads.read_metadata(path) == heads.load(path).metadata == {**METADATA, **expected}
 
 
+TAKEN = (*heads.REQUIRED, "low_rank", "intermediate_size")
+
+
 @given(
     memory_tokens=st.integers(0, 9), memory_norm=st.booleans(), extends=st.lists(st.sampled_from("BCD"), unique=True),
-    metadata=st.dictionaries(st.text().filter(lambda key: key not in heads.REQUIRED), st.integers() | st.text()),
+    metadata=st.dictionaries(st.text().filter(lambda key: key not in TAKEN), st.integers() | st.text()),
 )  # fmt: skip
 def test_spec_of_is_the_reverse_of_describe(memory_tokens, memory_norm, extends, metadata):
     spec = HeadSpec("A", 3, memory_tokens, extends, memory_norm, metadata=metadata)
@@ -213,11 +216,11 @@ def test_a_name_that_is_taken_is_refused(path):
 
 
 # -------------------------------------------------------------------------------------------------------- damaged files
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True])
 def test_another_format_version_is_refused(path, version):
     head_file(path)
     rewrite(path, format_version=version)
-    with pytest.raises(ValueError, match=f"has head format version {version!r}; this library reads version 1"):
+    with pytest.raises(ValueError, match=f"has head format version {version!r}; this library reads version 1 and 2"):
         heads.load(path)
 
 
@@ -230,7 +233,7 @@ def test_missing_metadata_is_named(path, key):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"format_version": 2}, "version 2"), ({"base": None, "extends": None}, "base, extends")]
+    ("changes", "message"), [({"format_version": 3}, "version 3"), ({"base": None, "extends": None}, "base, extends")]
 )
 def test_reading_the_metadata_alone_checks_it_too(path, changes, message):
     head_file(path)
@@ -532,8 +535,8 @@ def test_names_that_a_head_cannot_have(name):
         ({"num_labels": 2.0}, "num_labels must be a whole number of at least 1, got 2.0"),
         ({"memory_tokens": -1}, "memory_tokens must be a whole number of at least 0, got -1"),
         ({"memory_tokens": "1"}, "memory_tokens must be a whole number of at least 0, got '1'"),
-        ({"class_token": False}, r"is a linear probe: .* got 1 and \(\)"),
-        ({"class_token": False, "memory_tokens": 0, "extends": ["B"]}, r"is a linear probe: .* got 0 and \('B',\)"),
+        ({"class_token": False}, r"is a linear probe: .* got 1, \(\) and \{\}"),
+        ({"class_token": False, "memory_tokens": 0, "extends": ["B"]}, r"is a linear probe: .* got 0, \('B',\) and"),
     ],
 )
 def test_specs_that_make_no_sense(arguments, message):

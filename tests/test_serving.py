@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tiny import add_random_head, images, tiny_base, tiny_model
-from vit import FoldedMemory, MemoryCapableViT
+from vit import FoldedHeads, MemoryCapableViT
 
 
 def mixed_model(**changes) -> MemoryCapableViT:
@@ -33,7 +33,7 @@ def test_the_served_copy_answers_as_the_model(dtype, bound):
     model = mixed_model(attn_implementation="sdpa").to(dtype)
     pixels = images(dtype=dtype)
     served = model.for_inference()
-    assert isinstance(served.folded, FoldedMemory)
+    assert isinstance(served.folded, FoldedHeads)
     assert largest_difference(logits(served(pixels)), logits(model(pixels))) <= bound
 
 
