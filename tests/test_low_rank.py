@@ -125,6 +125,7 @@ def test_together_as_alone_and_the_base_untouched(dtype, bound):
 
 def test_gradients_reach_the_head_alone_and_are_the_oracles():
     model, labels, pixels = mixed(**EXACT), torch.tensor([0, 1, 1]), images(dtype=torch.float64)
+    model.remove_head("probe")  # which the joint attention does not know
     model.train_only(["B", "plain"])
     model(pixels, labels={"B": labels})["B"].loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
