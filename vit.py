@@ -40,6 +40,7 @@ from transformers.utils import logging as hf_logging
 
 from learnable_memory import heads as head_files
 from learnable_memory.heads import HeadFile, HeadSpec
+from learnable_memory.projections import PROJECTIONS, projection_size
 
 __all__ = ["BaseTokens", "HeadClassifier", "MemoryCapableViT", "SelfAttentionWithMemory", "build_attention_mask"]
 
@@ -341,7 +342,7 @@ class Head(nn.Module):
         self.memory = nn.ParameterList(nn.Parameter(torch.empty(shape)) for shape in shapes)
         # Not nn.Linear(...), which would draw values from the global generator only for them to be replaced.
         self.classifier = nn.utils.skip_init(nn.Linear, width, spec.num_labels)
-        sizes = {name: head_files.projection_size(name, width, mlp_width) for name in spec.low_rank}
+        sizes = {name: projection_size(name, width, mlp_width) for name in spec.low_rank}
         self.low_rank = nn.ModuleDict(
             {name: LowRank(layers, rank, *sizes[name]) for name, rank in spec.low_rank.items()}
         )
@@ -407,7 +408,7 @@ class SameRank(NamedTuple):
 def stack_low_rank(heads: Sequence[Head], dtype: torch.dtype) -> list[SameRank]:
     """The low-rank updates of all T heads of a pass, in its order, as they are applied: in the base's dtype."""
     found = []
-    for projection in head_files.PROJECTIONS:
+    for projection in PROJECTIONS:
         ranks = [head.spec.low_rank.get(projection, 0) for head in heads]
         for rank in sorted(set(ranks) - {0}):
             rows = [row for row, own in enumerate(ranks) if own == rank]

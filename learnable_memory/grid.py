@@ -19,13 +19,14 @@ from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
 from learnable_memory.config import TrainOptions
+from learnable_memory.fit_spec import PAPERS_FIT, FitSpec
 from learnable_memory.method_spec import MethodSpec
 from learnable_memory.text_table import side_by_side
 
 Split = Literal["select", "eval"]
 OF_A_CELL = (  # the fields of TrainOptions that cells are made of, seeds aside
     "method", "number_of_memory_tokens", "masking", "memory_update", "memory_norm", "train_class_token", "rank",
-    "prompt_dropout", "lr",
+    "prompt_dropout", "lr", "optimizer", "weight_decay", "label_smoothing", "ema",
 )  # fmt: skip
 
 
@@ -43,22 +44,26 @@ class Cell:
         spec: the method.
         lr: the peak rate.
         seed: draws initial values.
+        fit: the optimizer, and what goes with it.
     """
 
     spec: MethodSpec
     lr: float
     seed: int
+    fit: FitSpec = PAPERS_FIT
 
     @property
     def name(self) -> str:
         """Short and unique in its grid, made of what names of heads may be made of: `m5_lr0p03_s0`, `probe_lr1_s2`."""
         # A point would split the names of parameters.
-        return f"{self.spec.name}_lr{shortest(self.lr).replace('.', 'p')}_s{self.seed}"
+        parts = [self.spec.name, f"lr{shortest(self.lr).replace('.', 'p')}", self.fit.name, f"s{self.seed}"]
+        return "_".join(filter(None, parts))
 
 
 def cells(options: TrainOptions) -> list[Cell]:
     """All combinations, in the order of the options."""
-    return [Cell(*each) for each in product(options.method_specs, options.lr, options.seeds)]
+    dimensions = product(options.method_specs, options.fit_specs, options.lr, options.seeds)
+    return [Cell(spec, lr, seed, fit) for spec, fit, lr, seed in dimensions]
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,9 @@ class Outcome:
             spec = MethodSpec(**{field.name: row[field.name] for field in fields(MethodSpec)})
             own = [field for field in fields(cls) if field.name != "cell"]
             values = {field.name: row[field.name] for field in own if field.default is MISSING or field.name in row}
-            return cls(cell=Cell(spec, row["lr"], row["seed"]), **values)
+            # Rows of before there was a choice lack it.
+            fit = FitSpec(**{field.name: row[field.name] for field in fields(FitSpec) if field.name in row})
+            return cls(cell=Cell(spec, row["lr"], row["seed"], fit), **values)
         except KeyError as missing:
             raise ValueError(f"A row has no {missing}: check that these are the rows of a grid's results.") from None
 
@@ -113,7 +120,7 @@ class Outcome:
         """As JSON: the cell's values beside the others."""
         values = asdict(self)
         cell = values.pop("cell")
-        return {**cell.pop("spec"), **cell, **values}
+        return {**cell.pop("spec"), **cell.pop("fit"), **cell, **values}
 
     @property
     def diverged(self) -> bool:
@@ -144,13 +151,14 @@ class Kind(NamedTuple):
 
     spec: MethodSpec
     lr: float
+    fit: FitSpec = PAPERS_FIT
 
 
 def by_kind(outcomes: Iterable[Outcome]) -> dict[Kind, list[Outcome]]:
     """Runs that differ in their seeds only, together; kinds in the order in which they first come."""
     groups: dict[Kind, list[Outcome]] = {}
     for outcome in outcomes:
-        groups.setdefault(Kind(outcome.cell.spec, outcome.cell.lr), []).append(outcome)
+        groups.setdefault(Kind(outcome.cell.spec, outcome.cell.lr, outcome.cell.fit), []).append(outcome)
     return groups
 
 
@@ -172,6 +180,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     columns = [
         ["method", *(kind.spec.label for kind in groups)],
         ["lr", *(shortest(kind.lr) for kind in groups)],
+        *([["fit", *(kind.fit.label for kind in groups)]] if any(kind.fit != PAPERS_FIT for kind in groups) else []),
         ["runs", *(str(len(same)) for same in runs)],
         ["diverged", *(str(sum(outcome.diverged for outcome in same)) for same in runs)],
         *(_percent_column(f"{split} top-1 %", [accuracies(same, split) for same in runs]) for split in splits),

@@ -86,7 +86,7 @@ class Layout:
 
 
 def place(kind: Kind) -> Place:
-    return Place(kind.spec.family, kind.spec.memory_tokens)
+    return Place("-".join(filter(None, (kind.spec.family, kind.fit.name))), kind.spec.memory_tokens)
 
 
 def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str = "") -> Path:
@@ -141,7 +141,7 @@ def _marks(groups: Iterable[Kind]) -> tuple[dict[Place, str], dict[str, float]]:
 
     A place has a number where its family has several, and else its name, broken at dashes.
     """
-    names = {place(kind): kind.spec.name for kind in groups}
+    names = {place(kind): "-".join(filter(None, (kind.spec.name, kind.fit.name))) for kind in groups}
     order = list(dict.fromkeys(["probe", "memory", *(one.family for one in names)]))
     places = sorted(names, key=lambda one: (order.index(one.family), one.tokens))
     members: dict[str, list[int]] = {}
@@ -198,7 +198,7 @@ def _draw_runs(axes: Axes, groups: Mapping[Kind, Sequence[Outcome]], layout: Lay
     for lr in layout.rates:
         look = _look(layout, lr)
         of_rate = {kind: accuracies(same, split) for kind, same in groups.items() if kind.lr == lr}
-        for _, family in groupby(sorted(of_rate, key=layout.x), key=lambda kind: kind.spec.family):
+        for _, family in groupby(sorted(of_rate, key=layout.x), key=lambda kind: place(kind).family):
             joined = list(family)
             means = [_mean(of_rate[kind]) for kind in joined]
             axes.plot([layout.x(kind) for kind in joined], means, zorder=4, **look)

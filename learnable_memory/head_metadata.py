@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from learnable_memory.projections import PROJECTIONS, USUAL_PROJECTIONS, projection_size
+
 FORMAT_VERSION = 2
 READABLE = (1, FORMAT_VERSION)  # 1: before low-rank weights
-PROJECTIONS = ("query", "key", "value", "output", "mlp_in", "mlp_out")  # of a layer; the MLP's two are fc1 and fc2
-USUAL_PROJECTIONS = ("query", "output", "mlp_in", "mlp_out")  # those that one rank for all means
 RESERVED = {"base", *dir(torch.nn.ModuleDict())}  # heads live in one; what it has itself is not free as a name
 REQUIRED = (
     "format_version", "name", "base", "hidden_size", "num_layers", "num_labels", "memory_tokens", "memory_norm",
@@ -165,12 +165,6 @@ def expected_shapes(metadata: Mapping) -> dict[str, tuple[int, ...]]:
         shapes[f"low_rank.{projection}.down"] = (metadata["num_layers"], rank, inputs)
         shapes[f"low_rank.{projection}.up"] = (metadata["num_layers"], outputs, rank)
     return shapes
-
-
-def projection_size(projection: str, hidden_size: int, intermediate_size: int) -> tuple[int, int]:
-    """How wide the inputs and the outputs of a projection are."""
-    inputs = intermediate_size if projection == "mlp_out" else hidden_size
-    return inputs, intermediate_size if projection == "mlp_in" else hidden_size
 
 
 def check_metadata(metadata: Mapping, where: str) -> None:

@@ -29,7 +29,6 @@ from safetensors.torch import save_file
 from learnable_memory.files import replacing
 from learnable_memory.head_metadata import (
     FORMAT_VERSION,
-    PROJECTIONS,
     REQUIRED,
     RESERVED,
     HeadFile,
@@ -41,14 +40,13 @@ from learnable_memory.head_metadata import (
     describe,
     expected_shapes,
     head_hash,
-    projection_size,
     spec_of,
 )
 
 __all__ = [
-    "FORMAT_VERSION", "HEADER_KEY", "NETWORK_KEY", "OLD_SUFFIX", "PROJECTIONS", "REQUIRED", "RESERVED", "SEVERAL_KEY",
+    "FORMAT_VERSION", "HEADER_KEY", "NETWORK_KEY", "OLD_SUFFIX", "REQUIRED", "RESERVED", "SEVERAL_KEY",
     "SUFFIX", "HeadFile", "HeadSpec", "check", "check_base", "content_hash", "describe", "expected_shapes", "file_name",
-    "find", "head_hash", "load", "load_all", "opened", "parsed", "projection_size", "read_all_metadata",
+    "find", "head_hash", "load", "load_all", "opened", "parsed", "read_all_metadata",
     "read_metadata", "read_old", "save", "save_all", "spec_of", "write",
 ]  # fmt: skip
 

@@ -14,7 +14,8 @@ WITH_PROMPTS = ("memory", "vpt-shallow", "vpt-deep")  # those that number_of_mem
 OF_ANY_NETWORK = ("full", "head")  # convolutional baselines know these only
 OWNERS = {
     "memory_tokens": WITH_PROMPTS, "masking": ("memory",), "memory_update": ("memory",), "memory_norm": ("memory",),
-    "train_class_token": ("memory",), "rank": ("lora",), "prompt_dropout": ("vpt-shallow", "vpt-deep"),
+    "train_class_token": ("memory",), "rank": ("lora", "memory", "head+class"),
+    "prompt_dropout": ("vpt-shallow", "vpt-deep"),
 }  # fmt: skip
 
 WHY_NOT = {
@@ -41,7 +42,7 @@ class MethodSpec:
             layer and what leaves a layer enters the next; "additive": the same, and each layer adds a learned update.
         memory_norm: memory passes through the layer norm; propagated memory always does, as any token.
         train_class_token: of unmasked memory; if not, the class token stays the base's.
-        rank: of LoRA's updates.
+        rank: of LoRA's updates; of masked memory and head+class that of low-rank weights for the class token alone.
         prompt_dropout: of VPT, the share of prompt values that are dropped in training, in [0, 1).
 
     Raises ValueError for what is not legal, alone or together.
@@ -71,6 +72,8 @@ class MethodSpec:
             raise ValueError(f"memory_tokens is {self.memory_tokens}, but it has to be 0 or more.")
         if self.method.startswith("vpt") and not self.memory_tokens:
             raise ValueError(f"{self.method} needs at least one prompt: give --number_of_memory_tokens.")
+        if self.rank < 0:
+            raise ValueError(f"rank is {self.rank}, but it has to be 0 or more.")
         if self.method == "lora" and self.rank < 1:
             raise ValueError(f"lora needs a rank of at least 1, got {self.rank}: give --rank.")
         if not 0 <= self.prompt_dropout < 1:
@@ -83,6 +86,11 @@ class MethodSpec:
             raise ValueError("Without memory tokens there is nothing to mask or to update: that is head+class.")
         if not self.train_class_token and self.masking == "masked":
             raise ValueError("Masked memory is read by the class token that is learned: --train_class_token stays on.")
+        if self.rank and (self.masking == "none" or self.memory_update != "none"):
+            raise ValueError(
+                f"Low-rank weights of rank {self.rank} are for the class token of masked memory: leave out --rank, or "
+                "--masking and --memory_update."
+            )
         if self.memory_update != "none" and not self.memory_norm:
             raise ValueError(
                 f"Memory with --memory_update {self.memory_update} is normed in each layer, as all tokens."
@@ -103,7 +111,7 @@ class MethodSpec:
 
     @property
     def name(self) -> str:
-        """Short, and made of what names of heads may be made of: `m5`, `probe`, `full`, `m5-unmasked`, `lora8`."""
+        """Short, and made of what names of heads may be made of: `m5`, `m5-r8`, `probe`, `m5-unmasked`, `lora8`."""
         of_memory = self.method in ("memory", "head+class")
         first = f"m{self.memory_tokens}" if of_memory else f"{self._stem}{self.memory_tokens or ''}"
         return "-".join([first, *self._switches])
@@ -112,10 +120,12 @@ class MethodSpec:
     def family(self) -> str:
         """What those have in common that differ in their memory tokens, or prompts: `memory`, `unmasked`, `vpt-deep`.
 
-        Of masked memory and head+class it is `memory`, whatever the norm; of what has no such number the name.
+        Of masked memory and head+class it is `memory`, whatever the norm, with the rank if they have one; of what has
+        no such number the name.
         """
         if self.method in ("memory", "head+class"):
-            return "memory" if self.combinable else "-".join(self._switches)
+            rank = f"-r{self.rank}" if self.rank else ""
+            return f"memory{rank}" if self.combinable else "-".join(self._switches)
         return "-".join([self._stem, *self._switches])
 
     @property
@@ -130,6 +140,7 @@ class MethodSpec:
             self.memory_update: self.memory_update != "none",
             "nonorm": not self.memory_norm and self.memory_tokens > 0,
             "frozenclass": not self.train_class_token,
+            f"r{self.rank}": self.rank > 0 and self.method != "lora",
             # A point is not legal in a head's name.
             f"dropout{self.prompt_dropout}".replace(".", "p"): self.prompt_dropout > 0,
         }
@@ -147,6 +158,5 @@ class MethodSpec:
         elif self.method in WITH_PROMPTS:
             parts += [f"{self.memory_tokens} prompt{'s' * (self.memory_tokens != 1)}"]
             parts += [f"dropout {self.prompt_dropout}"] * (self.prompt_dropout > 0)
-        elif self.method == "lora":
-            parts += [f"rank {self.rank}"]
+        parts += [f"rank {self.rank}"] * (self.rank > 0)
         return ", ".join(parts)

@@ -209,12 +209,15 @@ def choose_epoch(
 ) -> None:  # fmt: skip
     """Score the epoch on the selection split, which is seen by nobody else, and draws no random number."""
     try:
-        scores = evaluate(run.model, loader, list(run.optimizers), stop=stop, accelerator=accelerator)
+        with contextlib.ExitStack() as stack:
+            for optimizer in run.optimizers.values():
+                stack.enter_context(optimizer.averaged())
+            scores = evaluate(run.model, loader, list(run.optimizers), stop=stop, accelerator=accelerator)
+            for name, score in scores.items():
+                run.best[name].consider(run.epoch, score, run.model.heads[name])
     except KeyboardInterrupt:
         saver.interrupt(stop)
         raise
-    for name, score in scores.items():
-        run.best[name].consider(run.epoch, score, run.model.heads[name])
     rows = {name: {f"select/{key}": value for key, value in asdict(score).items()} for name, score in scores.items()}
     writer.write(rows, run.step, run.epoch + 1)
     top1 = {name: score.top1 for name, score in scores.items()}
@@ -244,8 +247,9 @@ def train_step(
     images, losses = 0, torch.zeros(len(optimizers), device=device)
     if batch is not None:
         inputs, labels = batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
-        outputs = model(inputs, heads=list(optimizers), with_base=False, labels=dict.fromkeys(optimizers, labels))
-        losses, images = torch.stack([outputs[name].loss for name in optimizers]), len(labels)
+        outputs = model(inputs, heads=list(optimizers), with_base=False)
+        losses = torch.stack([optimizer.loss(outputs[name].logits, labels) for name, optimizer in optimizers.items()])
+        images = len(labels)
         losses.sum().backward()  # each head gets the gradient of its own loss: no other depends on its parameters
     losses, stop = losses.detach(), bool(stop)
     if is_shared(accelerator):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 
+from learnable_memory.fit_spec import OPTIMIZERS, FitSpec
 from learnable_memory.method_spec import MASKINGS, MEMORY_UPDATES, METHODS, OWNERS, WITH_PROMPTS, MethodSpec
 from learnable_memory.options import FRACTION, NOT_EMPTY, above, at_least, option
+from learnable_memory.projections import PROJECTIONS, USUAL_PROJECTIONS
 from learnable_memory.run_options import DATA_SET_NAMES, HEAD_NAME, SEED, DataChoice, RunOptions, head_name
 
 DEFAULT_BASE = "google/vit-base-patch32-224-in21k"
 GRID = "what is learned (several values: a grid; its heads share one pass, other networks have one each)"
+LORA_RANK = 8  # unless told
 APART = "methods that cannot be put together"
 
 
@@ -66,10 +70,25 @@ class TrainOptions(DataChoice, RunOptions):
     )
     lr: tuple[float, ...] = option(
         (0.03,),
-        "highest learning rate of SGD",
+        "highest learning rate",
         group=GRID,
         legal=above(0),
     )
+    rank: tuple[int, ...] | None = option(
+        None,
+        "rank of low-rank weights: of a head (memory, head+class) for its own class token, which leaves it exact and "
+        "combinable; of lora for the base's queries and values",
+        group=GRID,
+        legal=at_least(0),
+        default_help="0, of lora 8",
+    )
+    optimizer: tuple[str, ...] = option(("sgd",), "what steps", group=GRID, choices=OPTIMIZERS)
+    weight_decay: tuple[float, ...] = option((0.0,), "of all that is learned", group=GRID, legal=at_least(0))
+    label_smoothing: tuple[float, ...] = option((0.0,), "share spread over all classes", group=GRID, legal=FRACTION)
+    ema: tuple[float, ...] = option(
+        (0.0,), "decay of a moving average, which is then what is evaluated and kept; 0: none", group=GRID,
+        legal=FRACTION,
+    )  # fmt: skip
     seeds: tuple[int, ...] | None = option(
         None,
         "draw initial values",
@@ -85,6 +104,12 @@ class TrainOptions(DataChoice, RunOptions):
         legal=NOT_EMPTY,
         default_help="none",
     )
+    rank_of: tuple[str, ...] = option(
+        USUAL_PROJECTIONS,
+        "projections of each layer that --rank of a head is for; those of key and value are for its memory too",
+        group="head",
+        choices=PROJECTIONS,
+    )
     memory_norm: bool = option(True, "pass the memory through each layer's first norm, as the paper does", group="head")
 
     memory_update: str = option(
@@ -97,14 +122,13 @@ class TrainOptions(DataChoice, RunOptions):
     train_class_token: bool = option(
         True, "with --masking none, learn the class token; else it stays the base's", group=APART
     )
-    rank: int = option(8, "of LoRA's updates", group=APART, legal=at_least(1))
     prompt_dropout: float = option(0.0, "share of VPT's prompts that is dropped", group=APART, legal=FRACTION)
     gradient_checkpointing: bool = option(
         False, "compute each layer again for its gradients instead of keeping it: less memory, more time", group=APART
     )
 
     epochs: int = option(20, "passes over the data", flags=("-e", "--epochs"), group="training", legal=at_least(1))
-    momentum: float = option(0.9, "momentum of SGD", group="training", legal=FRACTION)
+    momentum: float = option(0.9, "momentum of SGD, first beta of AdamW", group="training", legal=FRACTION)
     clip: float = option(1.0, "scale gradients down to this norm", group="training", legal=above(0))
     warmup_steps: int = option(5, "linear warm-up", group="training", legal=at_least(0), unit="steps")
     max_steps: int | None = option(
@@ -185,7 +209,10 @@ class TrainOptions(DataChoice, RunOptions):
             self._set("views", 1)
         if self.resume and self.overwrite:
             raise ValueError("--resume goes on with a run and --overwrite starts it anew: give one of them.")
-        for name in ("number_of_memory_tokens", "method", "masking", "lr", "seeds", "data_seeds", "extends"):
+        for name in (
+            "number_of_memory_tokens", "method", "masking", "lr", "seeds", "data_seeds", "extends", "rank", "rank_of",
+            "optimizer", "weight_decay", "label_smoothing", "ema",
+        ):  # fmt: skip
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise ValueError(f"--{name} is {_list(values)}: name each value once.")
@@ -236,6 +263,14 @@ class TrainOptions(DataChoice, RunOptions):
                 raise ValueError(
                     f"{flag} belongs to {', '.join(owners)}, and what is learned is {words}: leave it out."
                 )
+        ranked = any(spec.rank for spec in self.method_specs if spec.combinable)
+        if self.rank_of != USUAL_PROJECTIONS and not ranked:
+            raise ValueError("--rank_of says what --rank of a head is for, and no head has one: leave it out.")
+        if any(self.rank or ()) and not any(spec.rank for spec in self.method_specs):
+            raise ValueError(
+                f"--rank is {_list(self.rank)}, but low-rank weights belong to masked memory of each layer's own: "
+                "leave it out, or --masking and --memory_update."
+            )
         if self.gradient_checkpointing and all(spec.combinable for spec in self.method_specs):
             raise ValueError(
                 f"--gradient_checkpointing is for gradients through the base, and for {words} there are none: leave it "
@@ -247,21 +282,30 @@ class TrainOptions(DataChoice, RunOptions):
         """Every method that is asked for, told everything but rate and seed; each once."""
         return list(dict.fromkeys(spec for method in self.method for spec in self._specs(method)))
 
+    @property
+    def fit_specs(self) -> list[FitSpec]:
+        """Every way of fitting that is asked for, rate and seed aside."""
+        dimensions = product(self.optimizer, self.weight_decay, self.label_smoothing, self.ema)
+        return [FitSpec(*each) for each in dimensions]
+
     def _specs(self, method: str) -> list[MethodSpec]:
-        counts = self.number_of_memory_tokens
+        counts, ranks = self.number_of_memory_tokens, self.rank or (0,)
         if method == "lora":
-            return [MethodSpec(method, rank=self.rank)]
+            return [MethodSpec(method, rank=rank) for rank in self.rank or (LORA_RANK,)]
         if method in ("vpt-shallow", "vpt-deep"):
             return [MethodSpec(method, count, prompt_dropout=self.prompt_dropout) for count in counts]
+        if method == "head+class":
+            return [MethodSpec(method, rank=rank) for rank in ranks]
         if method != "memory":
             return [MethodSpec(method)]
         return [
             MethodSpec(
                 method, count, masking, self.memory_update, self.memory_norm,
-                self.train_class_token or masking == "masked",
-            ) if count else MethodSpec("head+class")
+                self.train_class_token or masking == "masked", rank,
+            ) if count else MethodSpec("head+class", rank=rank)
             for masking in self.masking
             for count in counts
+            for rank in (ranks if masking == "masked" and self.memory_update == "none" else (0,))
         ]  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from learnable_memory import heads
-from learnable_memory.heads import PROJECTIONS, HeadSpec
+from learnable_memory.heads import HeadSpec
+from learnable_memory.projections import PROJECTIONS
 from oracle import joint_logits
 from test_vit import EXACT, difference
 from tiny import add_random_head, images, tiny_model

@@ -62,7 +62,7 @@ OTHERWISE = {
     ("memory_update", "propagate"): {"memory"},
     ("memory_norm", False): {"memory"},
     ("train_class_token", False): {"memory"},
-    ("rank", 4): {"lora"},
+    ("rank", 4): {"lora", "memory", "head+class"},
     ("prompt_dropout", 0.5): {"vpt-shallow", "vpt-deep"},
 }
 

@@ -180,7 +180,7 @@ class Pass:
         """How each cell is trained."""
         o = self.options
         common = Recipe(o.epochs, o.lr[0], o.momentum, o.clip, o.warmup_steps, o.max_steps)
-        return {name: dataclasses.replace(common, lr=cell.lr) for name, cell in self.names.items()}
+        return {name: dataclasses.replace(common, lr=cell.lr, fit=cell.fit) for name, cell in self.names.items()}
 
 
 def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOptions, outcome: Outcome) -> dict:
@@ -188,6 +188,7 @@ def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOpt
     left_out = {*OF_THE_MACHINE, *OF_ONE_HEAD}
     kept = {key: value for key, value in to_dict(options).items() if key not in left_out}
     cell = {"method": outcome.cell.spec.method, "lr": outcome.cell.lr, "seed": outcome.cell.seed}
+    cell |= asdict(outcome.cell.fit)
     return {
         "labels": data.labels,
         "preprocessing": preprocessing.to_dict(),

@@ -90,7 +90,8 @@ class TrainingBase:
                 spec = cell.spec
                 self.vit.add_head(
                     name, num_labels, spec.memory_tokens, extends, memory_norm=spec.memory_norm,
-                    class_token=spec.method != "head", generator=torch.Generator().manual_seed(cell.seed),
+                    class_token=spec.method != "head", rank=dict.fromkeys(self.options.rank_of, spec.rank),
+                    generator=torch.Generator().manual_seed(cell.seed),
                 )  # fmt: skip
             return self.vit
         ((name, cell),) = cells.items()
