@@ -72,10 +72,10 @@ class MethodSpec:
             raise ValueError(f"memory_tokens is {self.memory_tokens}, but it has to be 0 or more.")
         if self.method.startswith("vpt") and not self.memory_tokens:
             raise ValueError(f"{self.method} needs at least one prompt: give --number_of_memory_tokens.")
-        if self.rank < 0:
-            raise ValueError(f"rank is {self.rank}, but it has to be 0 or more.")
         if self.method == "lora" and self.rank < 1:
             raise ValueError(f"lora needs a rank of at least 1, got {self.rank}: give --rank.")
+        if self.rank < 0:
+            raise ValueError(f"rank is {self.rank}, but it has to be 0 or more.")
         if not 0 <= self.prompt_dropout < 1:
             raise ValueError(f"prompt_dropout is {self.prompt_dropout}, but it has to be at least 0 and less than 1.")
         if self.method == "memory":

@@ -138,7 +138,16 @@ def test_methods_without_memory_refuse_memory_tokens(method, tokens, said):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--method", "memory", "--rank", "4"], "--rank belongs to lora, and what is learned is memory: leave it out."),
+        (
+            ["--method", "head", "--rank", "4"],
+            "--rank belongs to lora, memory, head+class, and what is learned is head: leave it out.",
+        ),
+        (
+            ["--masking", "none", "--rank", "4"],
+            "--rank is 4, but low-rank weights belong to masked memory of each "
+            "layer's own: leave it out, or --masking and --memory_update.",
+        ),
+        (["--rank_of", "key"], "--rank_of says what --rank of a head is for, and no head has one: leave it out."),
         (
             ["--method", "memory", "full", "--prompt_dropout", "0.1"],
             "--prompt_dropout belongs to vpt-shallow, vpt-deep, and what is learned is full, memory: leave it out.",
@@ -173,7 +182,7 @@ def test_what_would_have_no_effect_is_refused(capsys, argv, said):
         ["--method", "full", "memory", "--no-memory_norm"],
         ["--method", "head", "full", "--gradient_checkpointing"],
         ["--masking", "masked", "none", "--gradient_checkpointing", "--no-train_class_token"],
-        ["--method", "full", "--rank", "8", "--memory_norm"],
+        ["--method", "full", "memory", "--rank", "0", "8", "--memory_norm"],
     ],
     ids=" ".join,
 )
@@ -519,7 +528,7 @@ def test_help_shows_defaults_of_several_values_as_they_are_typed():
     assert "--rest X [X ...] the others (default: none)" in text
     of_training = " ".join(build_parser(TrainOptions, "").format_help().split())
     of_training = of_training.replace("low- rank", "low-rank").replace("vpt- deep", "vpt-deep")  # broken at the dash
-    assert "highest learning rate of SGD (default: 0.03)" in of_training
+    assert "highest learning rate (default: 0.03)" in of_training
     assert "low-rank updates of queries and values; vpt-shallow, vpt-deep: prompts (default: memory)" in of_training
 
 

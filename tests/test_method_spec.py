@@ -102,15 +102,16 @@ def legal_specs():
 
 def test_how_many_specs_of_the_product_are_legal():
     """By hand; so that the tests of names below see them all."""
-    memory = 1 * 2 + 2 * (2 + 2 * 2 + 2 * (1 + 2))  # 0 cells: norm or not; else own masked, own unmasked, (2 updates)
-    assert len(list(legal_specs())) == memory + 4 + 2 + 2 * 2 * 3  # head+class, head, full, bias; lora; VPT
+    # 0 cells: norm or not, three ranks; else own masked (three ranks), own unmasked, (2 updates).
+    memory = 2 * 3 + 2 * (2 * 3 + 2 * 2 + 2 * (1 + 2))
+    assert len(list(legal_specs())) == memory + 3 + 3 + 2 + 2 * 2 * 3  # head+class; head, full, bias; lora; VPT
 
 
 def test_names_are_unique_and_legal_as_names_of_heads():
     # Memory of no cells is head+class, with whatever norm: one thing, one name.
     specs = [spec for spec in legal_specs() if not (spec.method == "memory" and spec.memory_tokens == 0)]
     names = [spec.name for spec in specs]
-    assert len(set(names)) == len(names) == 42
+    assert len(set(names)) == len(names) == 52
     assert all(HEAD_NAME.holds(name) and len(name) < 40 for name in names)
     assert {MethodSpec().name, MethodSpec(memory_norm=False).name} == {MethodSpec("head+class").name} == {"m0"}
 
@@ -132,6 +133,9 @@ def test_names_are_unique_and_legal_as_names_of_heads():
             "memory, 2 cells, no mask, propagate",
         ),
         (MethodSpec("memory", 2, memory_update="additive"), "m2-additive", "memory, 2 cells, additive"),
+        (MethodSpec("memory", 5, rank=8), "m5-r8", "memory, 5 cells, rank 8"),
+        (MethodSpec("memory", 1, memory_norm=False, rank=2), "m1-nonorm-r2", "memory, 1 cell, after the norm, rank 2"),
+        (MethodSpec("head+class", rank=4), "m0-r4", "head+class, rank 4"),
         (MethodSpec("head+class"), "m0", "head+class"),
         (MethodSpec("head"), "probe", "head"),
         (MethodSpec("full"), "full", "full"),

@@ -66,12 +66,13 @@ def test_heads_is_a_leaf():
     assert imported_from_project(ROOT / "learnable_memory" / "heads.py") == below
     below = {"learnable_memory.pickles", "learnable_memory.wording"}
     assert imported_from_project(ROOT / "learnable_memory" / "legacy.py") == below
-    for leaf in ("files", "head_metadata", "pickles", "wording"):
+    assert imported_from_project(ROOT / "learnable_memory" / "head_metadata.py") == {"learnable_memory.projections"}
+    for leaf in ("files", "projections", "pickles", "wording"):
         assert imported_from_project(ROOT / "learnable_memory" / f"{leaf}.py") == set()
 
 
 def test_the_model_stands_on_heads_alone():
-    assert imported_from_project(ROOT / "vit.py") <= {"learnable_memory.heads"}
+    assert imported_from_project(ROOT / "vit.py") <= {"learnable_memory.heads", "learnable_memory.projections"}
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name_of)
