@@ -52,8 +52,8 @@ def _panel(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
     last = rows[-1]
-    ends = [(counts[-1], last[name]) for name in SERIES]
-    axes.annotate("", *ends, arrowprops={"arrowstyle": "<->", "color": FAINT, "shrinkA": 5, "shrinkB": 5})
+    start, end = ((counts[-1], last[name]) for name in SERIES)
+    axes.annotate("", start, end, arrowprops={"arrowstyle": "<->", "color": FAINT, "shrinkA": 5, "shrinkB": 5})
     axes.annotate(
         f"{last['one model / separate models']:.0f} times as fast",
         (counts[-1], (last["one model"] * last["separate models"]) ** 0.5),

@@ -50,12 +50,15 @@ class PlannedRun:
 
     @property
     def cell(self) -> Cell:
+        """What is learned, its rate and its seed."""
         (cell,) = cells(self.options)
         return cell
 
     @property
     def data_seed(self) -> int:
-        return self.options.data_seeds[0]
+        """Draws order, views and selection split."""
+        (seed,) = self.options.data_seeds or ()
+        return seed
 
     @property
     def name(self) -> str:
@@ -172,7 +175,7 @@ def run_pass(
     by_name = {run.name: run for run in group}
     with RunLog(own, overwrite=True) as log:
         one_pass = Pass(
-            base, data, options, {name: run.cell for name, run in by_name.items()}, options.data_seeds[0], log,
+            base, data, options, {name: run.cell for name, run in by_name.items()}, group[0].data_seed, log,
             others=True,
         )  # fmt: skip
         outcomes = one_pass.run(checkpoint, ending, keep)

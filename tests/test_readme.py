@@ -1,0 +1,155 @@
+"""README and guides say what is true: commands have their options, those that need nothing run, tables are results."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import vit_predict
+import vit_train
+import vit_validation
+from learnable_memory import options
+from learnable_memory.__main__ import COMMANDS
+from learnable_memory.__main__ import main as learnable_memory
+from test_committed_results import tables_of
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAINS = {"vit_train.py": vit_train.main, "vit_validation.py": vit_validation.main, "vit_predict.py": vit_predict.main}
+# Of README's commands, those that tests cannot run, by how they begin or what they need.
+NOT_RUN = {
+    "make ": "runs this test, or what CI runs beside it",
+    "source ": "of a shell",
+    "accelerate launch": "takes four GPUs",
+    "torchrun": "takes real CIFAR-100; tests/test_processes.py has one like it",
+    "bash download_models.sh": "takes the network",
+    "OWNER/": "takes an account on the hub",
+    "--directory DIR": "takes data that does not ship",
+    "CIFAR100_model.pt": "takes what download_models.sh fetches",
+}
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of a page's sh blocks, each on one line."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.partition(" #")[0].split()) for line in lines if line.strip()]
+
+
+def ours(command: str) -> tuple[str, list[str]] | None:
+    """Our script or `learnable_memory`, and its arguments, whatever launches it."""
+    words = shlex.split(command)
+    for i, word in enumerate(words):
+        if word in MAINS or word == "learnable_memory":
+            return word, words[i + 1 :]
+    return None
+
+
+ALL = [(page, command) for page in PAGES for command in commands(page) if ours(command)]
+
+
+class Parsed(BaseException):
+    """The options are legal; nothing more is asked."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    """Command lines end once their options are parsed."""
+
+    def parse(*args, **kwargs):
+        real(*args, **kwargs)
+        raise Parsed
+
+    real = options.parse
+    for module, _ in COMMANDS.values():
+        importlib.import_module(module)
+    for module in list(sys.modules.values()):
+        if getattr(module, "parse", None) is real:
+            monkeypatch.setattr(module, "parse", parse)
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), ALL, ids=[f"{page.stem}: {command}" for page, command in ALL]
+)  # fmt: skip
+def test_every_command_has_the_options_that_it_is_given(page, command, parse_only):
+    script, arguments = ours(command)
+    arguments = [argument.replace("RANK", "0") for argument in arguments]
+    with pytest.raises(Parsed):
+        MAINS[script](arguments) if script in MAINS else learnable_memory(arguments)
+
+
+def test_wrong_options_would_be_seen(parse_only):
+    with pytest.raises(SystemExit):
+        vit_train.main(["--dataset", "Digits", "--learning_rate", "1"])
+
+
+def reason_not_run(command: str) -> str | None:
+    return next((reason for part, reason in NOT_RUN.items() if part in f"{command} "), None)
+
+
+def test_what_is_not_run_is_what_cannot_be():
+    every = commands(ROOT / "README.md")
+    assert all(any(part in f"{command} " for command in every) for part in NOT_RUN)
+    assert sum(reason_not_run(command) is None for command in every) >= 10
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder as a clone is, with `photos/` beside: what README takes for granted."""
+    for name in (*MAINS, "vit.py", "learnable_memory"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base-tiny").symlink_to(ROOT / "models" / "base-tiny")
+    for label, colour in {"cat": (200, 60, 40), "dog": (40, 90, 200)}.items():
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(20):
+            shade = tuple(min(255, channel + 2 * i) for channel in colour)
+            Image.new("RGB", (64 + i, 80), shade).save(tmp_path / "photos" / label / f"{i}.png")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run_one_after_the_other(workplace):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HOME": str(workplace)}
+    for command in commands(ROOT / "README.md"):
+        if reason_not_run(command) is None:
+            done = subprocess.run(
+                command, shell=True, cwd=workplace, env=environment, capture_output=True, text=True, timeout=600
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    models = workplace / "models"
+    left = {"photos_model.safetensors", "photos_curves.png", "photos_run", "grid_grid.json", "grid_grid.png"}
+    assert left <= {path.name for path in models.iterdir()}
+    assert (models / "both_model.safetensors").is_file()
+
+
+def test_the_readmes_results_are_the_reports():
+    """Its rows are the methods' rows of the report's first table; what the paper found stands in further columns."""
+    report = tables_of((ROOT / "experiments" / "here_and_now" / "report.md").read_text(encoding="utf-8"))[0]
+    shown = [table for table in tables_of((ROOT / "README.md").read_text(encoding="utf-8")) if "| full |" in table]
+    cells = lambda line: [cell.strip() for cell in line.strip("|").split("|")]  # noqa: E731
+    expected = [cells(line)[:4] for line in report.splitlines() if " - " not in line]
+    assert len(shown) == 1 and len(expected) == 15
+    assert [cells(line)[:4] for line in shown[0].splitlines()][2:] == expected[2:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if link.startswith(("http:", "https:", "mailto:")):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in slugs, link
