@@ -19,7 +19,7 @@ figures: $(STAMP) ## draw the pictures of the README
 	$(RUN) learnable_memory figures
 
 docs: $(STAMP) ## build the API reference and the guide, into build/docs
-	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet --site-dir build/docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 test: $(STAMP) ## run the fast tests
 	$(RUN) pytest -m "not slow"

@@ -327,7 +327,7 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def initialise(self, base_class_token: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-        """Memory and weight N(0, std^2), bias 0, class token a copy of the base's (paper, section 3)."""
+        """Memory N(0, std^2), as in the paper; classifier N(0, std^2), bias 0, class token a copy of the base's."""
         if self.class_token is not None:
             self.class_token.copy_(base_class_token.view(-1))
         for parameter in (*self.memory, self.classifier.weight):

@@ -18,7 +18,7 @@ CELL_TIMEOUT = 900  # seconds; far above what a cell takes, since the machine ma
 DRAWING = {"display", "Picture", "imshow"}  # calls that show something, print aside
 NOISE = {
     "a path of a machine": r"(?<![\w.])/(tmp|home|root|work|Users|mnt|opt|usr|var|private)/",
-    "a warning": r"[A-Za-z]*Warning\b",
+    "a warning": r"Warning\b",
     "a progress bar": r"\d%\||it/s\]|\[\d\d:\d\d<|\r",
 }
 
