@@ -125,7 +125,7 @@ class Head(nn.Module):
 
     def __init__(self, config: Config, base_class_token: Tensor, classes: int, memory_tokens: int) -> None:
         super().__init__()
-        self.class_token = nn.Parameter(base_class_token.detach().clone())  # starts as a copy (paper, section 3)
+        self.class_token = nn.Parameter(base_class_token.detach().clone())  # starts as a copy of CLS
         self.memory = nn.Parameter(0.02 * torch.randn(config.layers, memory_tokens, config.width))
         self.classifier = nn.Linear(config.width, classes)
         nn.init.normal_(self.classifier.weight, std=0.02)
