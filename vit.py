@@ -863,9 +863,15 @@ class MemoryCapableViT(ViTForImageClassification):
         """Add a new head. Heads that it extends, and those that they extend, are frozen.
 
         Args:
-            name, num_labels, memory_tokens, extends, memory_norm, class_token, metadata: as in `HeadSpec`.
-            std: of the initial memory and classifier weight, N(0, std^2) (paper, section 3).
-            generator: on the CPU; draws them.
+            name: of letters, digits, `_`, `+` and `-`.
+            num_labels: C, classes of its data set.
+            memory_tokens: m in each layer; 0 for a class token alone.
+            extends: names of heads that are here already, whose class tokens and memory it is to see.
+            memory_norm: pass the memory through each layer's first norm, as the paper does.
+            std: of the initial memory (paper, section 3) and of the initial classifier's weight, both N(0, std^2).
+            class_token: False for a linear probe, which has no memory.
+            metadata: what else its file is to say: labels, data set, preprocessing.
+            generator: on the CPU; draws the initial values.
 
         Returns:
             The new parameters [class token [D], memory [m, D] of each layer.., weight [C, D], bias [C]].
@@ -1262,8 +1268,12 @@ class MemoryCapableViT(ViTForImageClassification):
         position = self.vit.embeddings.position_embeddings[0, :1]  # [1, D]
         if not tasks:
             return position.new_empty(batch, 0, position.shape[-1])
-        found = (self.heads[name].class_token for name in tasks)  # a probe, which has none, is no task
-        tokens = torch.stack([token for token in found if token is not None]).to(position.dtype)  # [T, D]
+        found: list[Tensor] = []
+        for name in tasks:
+            token = self.heads[name].class_token
+            assert token is not None, "a linear probe is no task"
+            found.append(token)
+        tokens = torch.stack(found).to(position.dtype)  # [T, D]
         return (tokens + position).expand(batch, -1, -1)
 
     def task_layer(

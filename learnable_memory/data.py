@@ -49,8 +49,8 @@ class DataSet:
         split_seed: what `eval` was drawn with, where the data has no split at all.
         select_seed: what `select` was drawn with, where the data has none.
         split: what the reader was asked for.
-        image_column: likewise.
-        label_column: likewise.
+        image_column: of a table, as it was asked for; None: found by its type.
+        label_column: the same of the labels.
         left_out: what broken images are called that were left out, by role; None: nobody looked.
         unselected: train and select together, where select was drawn from it.
     """

@@ -72,8 +72,8 @@ class Outcome:
         parameters: how many numbers it has learned.
         epoch: its best epoch, from 1; None if it diverged before the end of the first.
         diverged_at: the step, from 1, at which it diverged, or None.
-        select: `Score` as a dict, None where there is none.
-        eval: likewise.
+        select: `Score` on that split as a dict, None where there is none.
+        eval: the same on `eval`.
         eval_right: for each image of `eval` whether the first answer was right, as `experiments.results.pack_right`;
             None if unknown.
         steps: of the pass.

@@ -32,7 +32,7 @@ class Loader(Protocol):
 
     @property
     def batch_sampler(self) -> Any:
-        """What says which images are a batch, such as `EpochBatches`."""
+        """What says which images are a batch, such as `EpochBatches`; it has a `batch_size`."""
 
     def __len__(self) -> int: ...
 

@@ -48,7 +48,7 @@ class Preprocessing:
 
     Attributes:
         height: of what the model sees, in pixels.
-        width: likewise.
+        width: of the same, in pixels.
         resample: "nearest", "bilinear", "bicubic" or "lanczos", all antialiased but the first.
         rescale: factor for the values 0..255; usually 1/255.
         mean: three numbers; (0, 0, 0) where the base's processor does not normalise.

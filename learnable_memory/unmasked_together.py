@@ -43,8 +43,11 @@ class UnmaskedTogether(nn.Module):
         first = self.networks[0]
         hidden = first.base.embed(pixel_values)  # [B, N, D]
         position = first.base.vit.embeddings.position_embeddings[0, :1]  # [1, D]
-        learned = (network.class_token for network in self.networks)  # all have one
-        tokens = torch.stack([token for token in learned if token is not None]).to(position.dtype) + position  # [T, D]
+        learned: list[Tensor] = []
+        for network in self.networks:
+            assert network.class_token is not None, "the constructor takes no others"
+            learned.append(network.class_token)
+        tokens = torch.stack(learned).to(position.dtype) + position  # [T, D]
         hidden = torch.cat([tokens.expand(len(hidden), -1, -1), hidden[:, 1:]], dim=1)  # [B, T + N - 1, D]
         for index in range(len(first.attention)):
             memory = torch.cat([network.memory[index] for network in self.networks]).to(hidden.dtype)  # [M, D]

@@ -234,6 +234,8 @@ class MemoryViT(nn.Module):
         taken = [name for name in other.heads if name in self.heads]
         if taken:
             raise ValueError(f"Both models have a head {', '.join(taken)}: train one of them under another name.")
+        for parameter in ours.values():
+            parameter.requires_grad_(False)  # as in `add_head`: heads are made for a base that does not move
         for name, head in other.heads.items():
             self.heads[name] = copy.deepcopy(head)
             self.extends[name] = other.extends[name]

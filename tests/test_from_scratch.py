@@ -13,6 +13,7 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification
 
 import vit
+from test_mnist import write_raw
 from tiny import add_random_head
 from vit import MemoryCapableViT
 
@@ -183,7 +184,7 @@ def test_training_a_head_moves_the_head_and_nothing_else():
     assert torch.equal(model(images)["base"], base_before)
 
 
-def test_heads_start_as_the_paper_says_and_cost_what_is_written():
+def test_heads_start_as_is_written_and_cost_what_is_written():
     model = scratch_model(torch.float32, heads={})
     torch.manual_seed(1)
     parameters = model.add_head("new", 1000, 40)
@@ -217,6 +218,7 @@ def test_together_as_alone(dtype, tolerance):
     images = torch.randn(4, 1, 28, 28, dtype=dtype)
     expected = together(images) | other(images)
     together.concatenate(other)
+    assert not any(parameter.requires_grad for parameter in together.base_parameters().values())
     found = together(images)
     assert list(found) == ["base", "first", "child", "without", "last"]
     for name, logits in found.items():
@@ -337,3 +339,12 @@ def test_the_script_would_notice_a_leak(train, monkeypatch):
         together.blocks[1].mlp_in.bias[0] += 1e-6
     with pytest.raises(RuntimeError, match="a weight of the base has changed"):
         train.check_base(base, together, images)
+
+
+def test_mnist_is_read_as_it_is_stored(train, tmp_path):
+    write_raw(tmp_path, "MNIST")
+    task = train.read_mnist(tmp_path / "datasets", download=False)
+    assert (task.classes, len(task.train.pixels), len(task.test.pixels)) == (10, 40, 20)
+    assert task.test.pixels.shape == (20, 28, 28) and task.test.pixels.dtype == torch.uint8
+    assert task.test.labels.tolist() == [*range(10), *range(10)]
+    assert task.test.pixels[:, 5, 5].tolist() == list(range(20))

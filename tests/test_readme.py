@@ -1,6 +1,7 @@
 """README and guides say what is true: commands have their options, those that need nothing run, tables are results."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import vit_predict
@@ -17,7 +19,10 @@ import vit_validation
 from learnable_memory import options
 from learnable_memory.__main__ import COMMANDS
 from learnable_memory.__main__ import main as learnable_memory
+from learnable_memory.experiments.card import card_names
+from learnable_memory.experiments.results import Results
 from test_committed_results import tables_of
+from vit import MemoryCapableViT
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -153,3 +158,73 @@ def test_links_lead_somewhere(page):
             titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in slugs, link
+
+
+PYTHON = [ROOT / "README.md", ROOT / "docs" / "guide" / "python.md"]
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.stem)
+def test_the_first_python_block_runs(page, tmp_path, monkeypatch):
+    """On the base that ships; what a reader has at that point, the test brings."""
+    block = re.search(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "base-tiny").symlink_to(ROOT / "models" / "base-tiny")
+    monkeypatch.chdir(tmp_path)
+    base, another = (MemoryCapableViT.from_pretrained("models/base-tiny") for _ in range(2))
+    base.add_head("Digits", 10, 5)
+    base.save_head("Digits", "models/Digits_model.safetensors")
+    another.add_head("Birds", 200, 1)
+    pixel_values, targets = torch.randn(2, 3, 32, 32), torch.tensor([0, 101])
+    known = {"pixel_values": pixel_values, "targets": targets, "another_model": another}
+    exec(block, known)
+    assert {"Flowers", "Digits"} <= set(known["model"].head_names)
+
+
+def rows_of(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+# Cases of benchmarks/training_speed.json, in the order of the table in docs/guide/speed.md.
+OF_THE_TABLE = (
+    "forward only", "train 1 head", "train 4 heads", "train 20 heads", "train 1 head, bfloat16",
+    "train 20 heads, bfloat16", "cache keys float32, 1 head", "cache keys float32, 4 heads",
+    "cache keys float32, 20 heads", "cache keys bfloat16, 1 head", "cache tokens float32, 1 head", "naive, 1 head",
+)  # fmt: skip
+
+
+def test_speeds_are_those_of_the_benchmarks():
+    training, serving = tables_of((ROOT / "docs" / "guide" / "speed.md").read_text(encoding="utf-8"))
+    measured = json.loads((ROOT / "benchmarks" / "many_heads_b32.json").read_text(encoding="utf-8"))["heads"]
+    others = json.loads((ROOT / "benchmarks" / "many_heads_b16.json").read_text(encoding="utf-8"))["heads"]
+    for count, *cells in rows_of(serving):
+        found = [float(cell.removesuffix(" x")) for cell in cells]
+        for (to_base, to_separate), row in zip((found[:2], found[2:]), (measured[count], others[count]), strict=True):
+            assert to_base == pytest.approx(row["one model / plain base"], abs=0.006)
+            assert to_separate == pytest.approx(row["one model / separate models"], rel=0.04)
+    cases = json.loads((ROOT / "benchmarks" / "training_speed.json").read_text(encoding="utf-8"))["cases"]
+    for (_, *cells), case in zip(rows_of(training), OF_THE_TABLE, strict=True):
+        keys = ("images_per_second", "x forward only", "x naive, 1 head")
+        for cell, value in zip(cells, (cases[case][key] for key in keys), strict=True):
+            # As written: as many digits as the table shows.
+            number = cell.partition(",")[0]
+            digits = len(number.partition(".")[2])
+            assert number == f"{value:.{digits}f}", case
+
+
+def test_the_list_of_experiments_is_whole_and_says_which_ran():
+    (table,) = tables_of((ROOT / "docs" / "guide" / "experiments.md").read_text(encoding="utf-8"))
+    ran = {name.strip("`"): state == "yes" for name, _, state in rows_of(table)}
+    assert ran == {name: (ROOT / "experiments" / name / "results.jsonl").is_file() for name in card_names()}
+
+
+def test_how_many_numbers_full_fine_tuning_learns():
+    rows = Results(ROOT / "experiments" / "here_and_now" / "results.jsonl").rows()
+    sizes: dict[tuple[str, bool], set[int]] = {}
+    for row in rows:
+        if row["method"] == "full" or row["combinable"]:
+            sizes.setdefault((row["labels"]["data"], row["method"] == "full"), set()).add(row["parameters"])
+    data = {name for name, _ in sizes}
+    ratios = [max(sizes[name, True]) / size for name in data for size in sizes[name, False]]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "learns 100 to 2,100 times as many numbers" in text
+    assert 100 <= min(ratios) < 110 and 2000 < max(ratios) <= 2100

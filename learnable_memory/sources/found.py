@@ -21,7 +21,7 @@ class Request:
         split: "seeded" or "official": what `eval` is to be where a data set comes without a split, but lists of an
             official one were published. Data sets that have their split in their files take no notice.
         image_column: of a table; found by its type where left out.
-        label_column: likewise.
+        label_column: the same of the labels.
     """
 
     directory: Path
