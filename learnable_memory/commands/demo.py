@@ -36,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Train both heads, put them together, evaluate, draw."""
     options = parse(DemoOptions, __doc__, argv, prog="python -m learnable_memory demo")
+    from learnable_memory.checkpoint import Interrupted
     from learnable_memory.commands import train, validation
     from learnable_memory.commands.model import load_base, start_logging
 
@@ -51,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not model.has_base_classifier:
         raise ValueError(f"{options.base_model} has no classifier, so it has no answers to put beside those of heads.")
     for name, recipe in RECIPES.items():
-        train.run(TrainOptions(dataset=name, output=options.output, overwrite=True, **recipe, **where))
+        try:
+            train.run(TrainOptions(dataset=name, output=options.output, overwrite=True, **recipe, **where))
+        except Interrupted as stopped:  # it says how vit_train.py goes on
+            raise Interrupted("interrupted; the next demo begins anew", stopped.signal_number) from None
     rows = validation.validate(together)
     pixels = {"linear probe on pixels": [f"{100 * linear_probe_on_pixels(row['head'], together):.2f}" for row in rows]}
     same, picture = answers_in_one_pass(model, preprocessing, together, options.output / "answers.png")
