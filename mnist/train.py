@@ -105,7 +105,8 @@ def load_tasks(directory: Path, download: bool = True) -> dict[str, Task]:
     try:
         digits, source = read_mnist(directory / "datasets", download), "MNIST"
     except (RuntimeError, OSError) as error:
-        print(f"No MNIST in {directory / 'datasets'} ({str(error).splitlines()[0]}).")
+        why = str(error).splitlines()[0] if download else "--no_download"  # torchvision would advise its own option
+        print(f"No MNIST in {directory / 'datasets'} ({why}).")
         print("Going on with scikit-learn's Digits in its place: its figures are not MNIST's.")
         digits, source = read_digits(), "Digits"
     print(f"base: {source}, {len(digits.train.labels):,} training and {len(digits.test.labels):,} test images")

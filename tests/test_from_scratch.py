@@ -272,7 +272,7 @@ def test_the_script_without_network_says_that_it_uses_digits(tmp_path):
     ran = run_train("--no_download", "--steps", "2", "--directory", str(tmp_path), cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    assert lines[0].startswith(f"No MNIST in {tmp_path / 'datasets'} (")
+    assert lines[0] == f"No MNIST in {tmp_path / 'datasets'} (--no_download)."
     assert lines[1].startswith("Going on with scikit-learn's Digits in its place")
     assert lines[2] == "base: Digits, 1,437 training and 360 test images"
     rows = [re.split(r" *\| *", line.strip("| ")) for line in lines[-3:]]
