@@ -180,16 +180,23 @@ def run_pass(
         )  # fmt: skip
         outcomes = one_pass.run(checkpoint, ending, keep)
     if results is not None:
-        results.append(*(result_row(by_name[outcome.head], outcome, base, data) for outcome in outcomes))
+        common = of_the_pass(base, data)
+        results.append(*({**result_row(by_name[each.head], each, base), **common} for each in outcomes))
     shutil.rmtree(own)
 
 
-def result_row(run: PlannedRun, outcome: Outcome, base: TrainingBase, data: DataSet) -> dict[str, Any]:
-    """What the results file says of a run."""
-    splits = {role: split["hash"] for role, split in data.record()["splits"].items()}
+def result_row(run: PlannedRun, outcome: Outcome, base: TrainingBase) -> dict[str, Any]:
+    """What the results file says of one run."""
     return {
         "kind": "run", "grid": run.variant.grid, "labels": dict(run.variant.labels), "key": run.key,
         "options": dict(run.variant.options), **outcome.row(), "combinable": base.is_head(run.cell.spec),
+    }  # fmt: skip
+
+
+def of_the_pass(base: TrainingBase, data: DataSet) -> dict[str, Any]:
+    """What it says of all runs of a pass."""
+    splits = {role: split["hash"] for role, split in data.record()["splits"].items()}
+    return {
         "base": {"id": base.base_id, "fingerprint": base.fingerprint}, "splits": splits, "eval_hash": splits["eval"],
         "versions": versions(),
         "machine": {"device": device_words(base.device), "threads": torch.get_num_threads()},
