@@ -101,7 +101,10 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+OTHERS = ["README.md", "CONTRIBUTING.md", "mnist/README.md", "notebooks/README.md"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in OTHERS)], ids=name_of)
 def test_links_lead_somewhere(page):
     broken = []
     for link in LINK.findall(text_of(page)):
