@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures test test-all check clean
+.PHONY: help demo figures docs test test-all check clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -18,18 +18,22 @@ demo: $(STAMP) ## train two heads on the base that ships, put them together, dra
 figures: $(STAMP) ## draw the pictures of the README
 	$(RUN) learnable_memory figures
 
+docs: $(STAMP) ## build the API reference and the guide, into build/docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
 test: $(STAMP) ## run the fast tests
 	$(RUN) pytest -m "not slow"
 
 test-all: $(STAMP) ## run the slow tests, which "make test" leaves out
 	$(RUN) pytest -m slow
 
-check: $(STAMP) ## look for mistakes and for formatting that differs
+check: $(STAMP) ## look for mistakes, formatting that differs, and types that do not fit
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) mypy
 
 clean: ## remove caches and build output; the environment and results stay
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 .venv: $(STAMP) ## make the environment (several GB: torch)

@@ -22,9 +22,9 @@ import hashlib
 import itertools
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -143,7 +143,7 @@ class TaskGraph:
 class Padded(NamedTuple):
     """Rows of different lengths as a rectangle: `index` int64 and `mask` float32 (0, or -inf for padding), [T, x]."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple has a method of this name
     mask: Tensor
 
 
@@ -285,7 +285,7 @@ def attend(
             with.
 
     Returns:
-        Values [B, H, T, d], and weights [B, H, T, columns] with 0 where nothing is seen. Columns: N base tokens,
+        Values [B, H, T, d], and weights [B, H, T, columns] with 0 where nothing is seen. The columns are N base tokens,
         T class tokens if any is inherited, itself, inherited memory, own memory.
     """
     query = query * attention.scaling
@@ -310,7 +310,8 @@ def attend(
 
     weights = _softmax(torch.cat(scores, dim=-1))
     parts = weights.split([score.shape[-1] for score in scores], dim=-1)
-    return sum(mix(part) for mix, part in zip(mixes, parts, strict=True)), weights
+    first, *rest = (mix(part) for mix, part in zip(mixes, parts, strict=True))
+    return sum(rest, start=first), weights
 
 
 # ============================================================================================================= heads
@@ -349,7 +350,7 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def initialise(self, base_class_token: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-        """Memory and weight N(0, std^2), bias 0, class token a copy of the base's (paper, section 3).
+        """Memory N(0, std^2), as in the paper; classifier N(0, std^2), bias 0, class token a copy of the base's.
 
         Of low-rank updates the first factor is N(0, 1/D) and the second 0: the head begins as one without them.
         """
@@ -386,7 +387,7 @@ class Head(nn.Module):
         for name, parameter in self.low_rank.named_parameters():
             parameter.copy_(tensors[f"low_rank.{name}"])
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Head":
         """Follow the base to other devices, but not to float16 or bfloat16: heads are float32 always."""
 
         def keep_precision(tensor: Tensor) -> Tensor:
@@ -465,6 +466,9 @@ class FoldedHeads(nn.Module):
         stacked: what `stack_low_rank` gives for them.
     """
 
+    key: Tensor  # [L, H, M + 1, d]
+    value: Tensor
+
     def __init__(
         self, specs: Sequence[HeadSpec], rows: Sequence[tuple[Tensor, Tensor]], stacked: Sequence[SameRank]
     ) -> None:
@@ -493,7 +497,7 @@ class FoldedHeads(nn.Module):
         return found
 
     def memory(self, index: int, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Keys and values in layer `index` of the memory of these heads, as `MemoryCapableViT.project_memory`."""
+        """Keys and values [H, M + 1, d] in layer `index` of the memory of these heads, as `MemoryCapableViT.project_memory`."""
         key, value = self.key[index], self.value[index]  # [H, M + 1, d]
         if len(tasks) == len(self.rows):
             return key, value
@@ -503,7 +507,7 @@ class FoldedHeads(nn.Module):
 
 # ==================================================================================================== other families
 READOUTS = ("class", "class+extra", "class+mean")
-INTERPOLATIONS = {
+INTERPOLATIONS: dict[str, dict[str, Any]] = {
     "bicubic": {"mode": "bicubic", "align_corners": False},
     "bicubic_offset": {"mode": "bicubic", "align_corners": False},
     "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},
@@ -536,7 +540,8 @@ class BaseLayout:
                 raise ValueError(f"{what} is {getattr(self, what)!r}; legal: {', '.join(legal)}.")
 
     @classmethod
-    def of(cls, config) -> "BaseLayout":
+    def of(cls, config: ViTConfig) -> "BaseLayout":
+        """The layout that a config records; that of the stock ViT if it records none."""
         return cls(**(getattr(config, "base_layout", None) or {}))
 
 
@@ -547,7 +552,7 @@ class BaseEmbeddings(ViTEmbeddings):
     those of class token and patches.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         layout = BaseLayout.of(config)
         tokens = torch.zeros(1, layout.extra_tokens, config.hidden_size)
@@ -562,7 +567,7 @@ class BaseEmbeddings(ViTEmbeddings):
         grid = self.image_size[0] // patch_height, self.image_size[1] // patch_width
         positions = self.position_embeddings[:, 1:].unflatten(1, grid).permute(0, 3, 1, 2)  # [1, D, rows, columns]
         size = height // patch_height, width // patch_width
-        target = {"size": size}
+        target: dict[str, Any] = {"size": size}
         if self.interpolation == "bicubic_offset":
             target = {"scale_factor": [(new + OFFSET) / old for new, old in zip(size, grid, strict=True)]}
         # In float32 whatever the base's dtype: bicubic weights are not exact in less.
@@ -570,7 +575,7 @@ class BaseEmbeddings(ViTEmbeddings):
         resized = resized.to(positions.dtype).permute(0, 2, 3, 1).flatten(1, 2)  # [1, P', D]
         return torch.cat([self.position_embeddings[:, :1], resized], dim=1)
 
-    def forward(self, *args, **kwargs) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the stock embeddings; returns [B, N, D]."""
         tokens = super().forward(*args, **kwargs)  # [B, 1 + P, D]
         if self.extra_tokens is None:
@@ -587,7 +592,10 @@ BASE_NAMES = {
 
 
 def base_tensors(vit: ViTModel) -> dict[str, Tensor]:
-    """The encoder's embeddings, layers and final norm under our own names, which outlive renamings in transformers."""
+    """The encoder's embeddings, layers and final norm under our own names, which outlive renamings in transformers.
+
+    `class_token` and `positions` are [1, 1, D] and [1, 1 + P, D]; weights and biases have torch's shapes.
+    """
     modules = {"patches": vit.embeddings.patch_embeddings.projection, "norm": vit.layernorm}
     for index, layer in enumerate(vit.layers):
         modules |= {f"layers.{index}.{ours}": layer.get_submodule(theirs) for ours, theirs in BASE_NAMES.items()}
@@ -656,7 +664,7 @@ class BaseTokens:
     def __len__(self) -> int:
         return len(self.output)
 
-    def to(self, *args, **kwargs) -> "BaseTokens":
+    def to(self, *args: Any, **kwargs: Any) -> "BaseTokens":
         """As `torch.Tensor.to`."""
         return BaseTokens(self.layers.to(*args, **kwargs), self.output.to(*args, **kwargs))
 
@@ -679,15 +687,18 @@ class Trace:
     rows: list[Tensor] = field(default_factory=list)  # L of [B, H, queries, columns]
 
     def keep(self, state: Tensor | None, row: Tensor | None = None) -> None:
-        """Keep a state, and the attention of the layer that it enters, as far as they were asked for."""
+        """Keep what was asked for of a state [B, tokens, D] and of the attention [B, H, queries, columns] of the layer
+        that it enters."""
         if self.want_states and state is not None:
             self.states.append(state)
         if self.want_rows and row is not None:
             self.rows.append(row)
 
 
-def run_base_layer(layer: ViTLayer, hidden: Tensor, mask, stop_at_keys: bool, want_row: bool) -> BaseLayer:
-    """One stock layer, step by step, so that its keys and values can be handed on; bit for bit the stock result."""
+def run_base_layer(
+    layer: ViTLayer, hidden: Tensor, mask: Tensor | None, stop_at_keys: bool, want_row: bool
+) -> BaseLayer:
+    """One stock layer on [B, N, D], its keys and values handed on; bit for bit the stock result."""
     attention = layer.attention
     normed = layer.layernorm_before(hidden)  # [B, N, D]
     key, value = _split(attention.k_proj(normed), attention), _split(attention.v_proj(normed), attention)
@@ -723,20 +734,20 @@ class MemoryCapableViT(ViTForImageClassification):
     # Other uses of the same encoder (pooled features, masked images) leave these; no answer depends on them.
     _keys_to_ignore_on_load_unexpected = [r"pooler\.", r"mask_token", r"^decoder\."]  # of ViTForMaskedImageModeling
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         self.layout = BaseLayout.of(config)
         if self.layout != BaseLayout():
             self.vit.embeddings = BaseEmbeddings(config)
         if self.layout.readout != "class" and self.has_base_classifier:
-            self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+            self.classifier: nn.Linear | nn.Identity = nn.Linear(2 * config.hidden_size, config.num_labels)
         record = getattr(config, "learnable_memory", None) or {}
         self._fingerprint: str | None = record.get("fingerprint")
         self.base_id: str | None = record.get("base_id")
         self._image_size: tuple[int, int] | None = None
         if record.get("image_size"):
             self.set_image_size(record["image_size"])
-        self.heads = nn.ModuleDict()
+        self.heads: MutableMapping[str, Head] = nn.ModuleDict()  # type: ignore[assignment]  # its values are untyped
         self.folded: FoldedHeads | None = None
         self._graphs: dict[tuple, TaskGraph] = {}
         self.requires_grad_(False)
@@ -746,7 +757,10 @@ class MemoryCapableViT(ViTForImageClassification):
 
     # ------------------------------------------------------------------------------------------------- base and disk
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, dtype=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, dtype: torch.dtype | str | None = None,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Load any HuggingFace ViT checkpoint, old or new key names, with the heads that `save_pretrained` put there.
 
         As in HuggingFace, with two differences: `dtype` is float32 unless told otherwise, whatever the file holds, and
@@ -844,14 +858,14 @@ class MemoryCapableViT(ViTForImageClassification):
 
     @classmethod
     def from_tensors(
-        cls, config: ViTConfig, tensors: Mapping[str, Tensor], base_id: str | None = None, **kwargs
+        cls, config: ViTConfig, tensors: Mapping[str, Tensor], base_id: str | None = None, **kwargs: Any
     ) -> "MemoryCapableViT":
         """A base whose tensors come from elsewhere, such as `learnable_memory.bases.convert`; frozen, in eval mode.
 
         Args:
             config: of a stock ViT, with `base_layout` where the base differs (see `BaseLayout`); num_labels=0 for a
                 base without a classifier.
-            tensors: float32, under the names of ViTForImageClassification; not copied.
+            tensors: float32, under the names and of the shapes of ViTForImageClassification; not copied.
             base_id: what heads are to say they were trained on.
             kwargs: as `attn_implementation` in HuggingFace's from_pretrained.
 
@@ -871,7 +885,7 @@ class MemoryCapableViT(ViTForImageClassification):
         model._fingerprint = base_fingerprint(model.vit)
         return model.requires_grad_(False).eval()
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
         """As in HuggingFace; the heads and the base's fingerprint are recorded in the config, so that they return."""
         self.config.learnable_memory = self._record()
         return super().save_pretrained(save_directory, **kwargs)
@@ -940,7 +954,7 @@ class MemoryCapableViT(ViTForImageClassification):
         """Whether the base has answers of its own."""
         return isinstance(self.classifier, nn.Linear)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "MemoryCapableViT":
         """As in torch, but a frozen base stays in eval mode: its dropout must not disturb what heads build on."""
         super().train(mode)
         for module in (self.vit, self.classifier):
@@ -962,11 +976,21 @@ class MemoryCapableViT(ViTForImageClassification):
     ) -> list[nn.Parameter]:  # fmt: skip
         """Add a new head. Heads that it extends, and those that they extend, are frozen.
 
-        Args: as in `HeadSpec`, where `rank` is `low_rank`; `std` of the initial memory and classifier; `generator` (on
-            the CPU) draws them.
+        Args:
+            name: of letters, digits, `_`, `+` and `-`.
+            num_labels: C, classes of its data set.
+            memory_tokens: m in each layer; 0 for a class token alone.
+            extends: names of heads that are here already, whose class tokens and memory it is to see.
+            memory_norm: pass the memory through each layer's first norm, as the paper does.
+            std: of the initial memory (paper, section 3) and of the initial classifier's weight, both N(0, std^2).
+            rank: of low-rank updates of the projections of its class token: one number for those that
+                `USUAL_PROJECTIONS` names, or {projection: rank}; 0 for none.
+            class_token: False for a linear probe, which has no memory.
+            metadata: what else its file is to say: labels, data set, preprocessing.
+            generator: on the CPU; draws the initial values.
 
         Returns:
-            Its parameters: [class token [D], memory [m, D] of each layer.., weight [C, D], bias [C], and of each
+            The new parameters [class token [D], memory [m, D] of each layer.., weight [C, D], bias [C], and of each
             low-rank update the factors [L, r, inputs], [L, outputs, r]].
 
         Raises ValueError if the name is taken or not legal, an extended head is unknown, or a count is negative.
@@ -1036,7 +1060,10 @@ class MemoryCapableViT(ViTForImageClassification):
                 )
         self.requires_grad_(False)
         self.folded = None  # it would not move with what is trained
-        return [parameter.requires_grad_(True) for name in names for parameter in self.heads[name].parameters()]
+        learned = [parameter for name in names for parameter in self.heads[name].parameters()]
+        for parameter in learned:
+            parameter.requires_grad_(True)
+        return learned
 
     def concatenate(self, other: "MemoryCapableViT") -> None:
         """Copy all heads of `other` into this model; each goes on answering as before.
@@ -1300,8 +1327,9 @@ class MemoryCapableViT(ViTForImageClassification):
                 that and leave rounding differences (1e-5 of a logit in float32).
         """
         stream = list(self.base_stream(pixel_values))
-        kept = (torch.stack(layer.seen) if keys_and_values else layer.normed for layer in stream)
-        return BaseTokens(torch.stack(tuple(kept)), self._base_output(pixel_values, stream[-1].hidden))
+        kept = [torch.stack(layer.seen) if keys_and_values else layer.normed for layer in stream]
+        layers = torch.stack(kept)  # type: ignore[arg-type]  # from pixels, every layer has both
+        return BaseTokens(layers, self._base_output(pixel_values, stream[-1].hidden))
 
     def _base_records(self, pixel_values: Tensor | BaseTokens) -> bool:
         """Whether autograd must record the base stream: something in it, or the image, wants a gradient."""
@@ -1318,7 +1346,10 @@ class MemoryCapableViT(ViTForImageClassification):
     ) -> Iterator[BaseLayer]:  # fmt: skip
         """Run the plain ViT layer by layer, without autograd unless something in it is trained.
 
-        Args: as in `forward`; `stop_early` ends the last layer at its keys and values.
+        Args:
+            pixel_values: [B, channels, height, width], as in `forward`; so is `interpolate_pos_encoding`.
+            stop_early: end the last layer at its keys and values.
+            want_rows: also the attention of the base class token, [B, H, 1, N] in each layer.
         """
         records = self._base_records(pixel_values)
         with torch.set_grad_enabled(records):
@@ -1329,7 +1360,8 @@ class MemoryCapableViT(ViTForImageClassification):
             with torch.set_grad_enabled(records):  # not around the yield: the caller's mode is its own
                 state = run_base_layer(layer, hidden, mask, stop, want_rows)
             yield state
-            hidden = state.hidden
+            if state.hidden is not None:  # None: it was the last layer
+                hidden = state.hidden
 
     def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """What enters the base's first layer, [B, N, D]; arguments as in `forward`."""
@@ -1363,7 +1395,12 @@ class MemoryCapableViT(ViTForImageClassification):
         position = self.vit.embeddings.position_embeddings[0, :1]  # [1, D]
         if not tasks:
             return position.new_empty(batch, 0, position.shape[-1])
-        tokens = torch.stack([self.heads[name].class_token for name in tasks]).to(position.dtype)  # [T, D]
+        found: list[Tensor] = []
+        for name in tasks:
+            token = self.heads[name].class_token
+            assert token is not None, "a linear probe is no task"
+            found.append(token)
+        tokens = torch.stack(found).to(position.dtype)  # [T, D]
         return (tokens + position).expand(batch, -1, -1)
 
     def _low_rank(self, tasks: Sequence[str]) -> list[SameRank]:
@@ -1441,6 +1478,10 @@ class HeadClassifier(MemoryCapableViT):
     those that it extends, from which either class reads it back.
     """
 
+    config: ViTConfig
+    base_config: ViTConfig
+    head_name: str
+
     @classmethod
     def of(cls, model: MemoryCapableViT, name: str) -> "HeadClassifier":
         """As `MemoryCapableViT.classifier_for`."""
@@ -1458,7 +1499,9 @@ class HeadClassifier(MemoryCapableViT):
         return classifier.train(model.training)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, head: str | None = None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, head: str | None = None, **kwargs: Any
+    ) -> Any:
         """As `MemoryCapableViT.from_pretrained`, then `classifier_for(head)`; `head` may be left out if it was saved
         from a classifier, or has only one. Raises ValueError if it has several."""
         model = MemoryCapableViT.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -1472,7 +1515,7 @@ class HeadClassifier(MemoryCapableViT):
             )
         return (cls.of(model, name), *info) if info else cls.of(model, name)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
         """As MemoryCapableViT: the base's own configuration and classifier stay what they are."""
         ours, self.config = self.config, copy.deepcopy(self.base_config)
         try:
@@ -1483,10 +1526,10 @@ class HeadClassifier(MemoryCapableViT):
     def _record(self) -> dict:
         return {**super()._record(), "answers": self.head_name}
 
-    def forward(
+    def forward(  # type: ignore[override]  # HuggingFace's arguments, not those of the class above
         self, pixel_values: Tensor, labels: Tensor | None = None, output_attentions: bool | None = None,
         output_hidden_states: bool | None = None, interpolate_pos_encoding: bool = False,
-        return_dict: bool | None = None, **kwargs,
+        return_dict: bool | None = None, **kwargs: Any,
     ) -> ImageClassifierOutput | tuple:  # fmt: skip
         """As `ViTForImageClassification.forward`: pixel_values [B, channels, height, width], labels int64 [B].
 

@@ -1,11 +1,12 @@
 """Train a head, or a grid of heads, for one data set on a frozen base; `--help` lists the options."""
 
 import sys
+from collections.abc import Sequence
 
 from learnable_memory.commands import run_command
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     from learnable_memory.config import TrainOptions, parse
 
     options = parse(
@@ -18,5 +19,10 @@ def main(argv: list[str] | None = None) -> int:
     return run(options)
 
 
+def console() -> int:
+    """The command `vit-train`; returns its exit code."""
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(console())

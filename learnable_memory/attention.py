@@ -9,11 +9,14 @@ H attention heads, L layers, P patches in rows x columns; what `attentions` hold
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from vit import MemoryCapableViT
 
 # What a class token can look at; the order of `HeadAttention.shares`.
 PARTS = ("memory", "inherited", "own class token", "special tokens", "patches")
@@ -51,6 +54,7 @@ class Columns(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """How many columns each kind has, in their order."""
         rows, columns = self.grid
         classes = self.inherited_classes, self.own_class
         return self.special, rows * columns, *classes, self.inherited_memory, self.memory
@@ -74,7 +78,7 @@ class HeadAttention:
         return self.shares[:, PARTS.index(part)]
 
 
-def columns_of(model, name: str) -> Columns:
+def columns_of(model: "MemoryCapableViT", name: str) -> Columns:
     """What head `name` of a MemoryCapableViT sees in images of the model's present size; `"base"` is legal."""
     seen = Columns(1 + model.layout.extra_tokens, model.patch_grid, own_class=0)
     if name == "base" or not model.heads[name].spec.class_token:

@@ -6,7 +6,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -65,16 +65,20 @@ class Sheet:
         self.figure = Figure(figsize=(self.width, self.height))
 
     def top(self, row: int) -> float:
+        """Where a row begins."""
         return HEAD + row * (CELL + ROW_GAP)
 
     def map_left(self, column: int) -> float:
+        """Where a map begins; the image is column -1."""
         return LABELS + (column + 1) * (CELL + GAP)
 
     def axes(self, left: float, top: float, width: float = CELL, height: float = CELL) -> Axes:
+        """New axes at a place, in inches."""
         bottom = self.height - top - height
         return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
 
-    def write(self, left: float, top: float, text: str, **how) -> None:
+    def write(self, left: float, top: float, text: str, **how: Any) -> None:
+        """Text whose upper left corner is there; `how` as of matplotlib's `text`."""
         # Without parse_math a dollar in a class name would begin a formula.
         how = {"va": "top", "parse_math": False, "color": FAINT, "fontsize": 8, **how}
         self.figure.text(left / self.width, 1 - top / self.height, text, **how)
@@ -202,7 +206,7 @@ def _draw_bars(axes: Axes, row: Row) -> None:
         bottom += share
     if row.attention.share("memory").any():
         for layer, share in zip(layers, row.attention.share("memory"), strict=True):
-            axes.text(layer, 1.02, f"{100 * share:.0f}", color=row.colour, fontsize=7, ha="center", va="bottom")
+            axes.text(float(layer), 1.02, f"{100 * share:.0f}", color=row.colour, fontsize=7, ha="center", va="bottom")
     axes.set_xticks(layers)
     axes.set_xlim(0.4, len(layers) + 0.6)
     axes.set_ylim(0, 1)
@@ -216,7 +220,7 @@ def _draw_legend(sheet: Sheet, rows: Sequence[Row]) -> None:
     colours = list(dict.fromkeys(row.colour for row in rows if row.head != "base")) or [BASE]
     kinds = [_part_colours(colour) for colour in colours]
     swatches = [tuple(dict.fromkeys(kind[part] for kind in kinds)) for part in parts]
-    sheet.figure.legend(
+    sheet.figure.legend(  # type: ignore[call-overload]  # a tuple is drawn by HandlerTuple
         [tuple(Patch(color=colour) for colour in swatch) for swatch in swatches], parts, loc="upper right",
         bbox_to_anchor=(1, 1 - 0.08 / sheet.height), ncols=len(parts), frameon=False, fontsize=8, labelcolor=INK,
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)}, columnspacing=1.2, handletextpad=0.5,

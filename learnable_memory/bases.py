@@ -126,6 +126,11 @@ def find_base(name_or_path: str, cache_dir: Path | None = None, download: bool =
     place = Path(name_or_path).expanduser()
     if name_or_path == SHIPPED_BASE and not place.is_dir():  # called from another folder than the project's
         place = Path(__file__).resolve().parent.parent / SHIPPED_BASE
+        if not place.is_dir():
+            raise FileNotFoundError(
+                f"the base {SHIPPED_BASE} comes with a clone of the repository, and this is none: clone it, or name "
+                "another base"
+            )
     if place.is_file():
         return place
     if place.is_dir():

@@ -1,11 +1,14 @@
 """The best epoch of a head, or of a network, on the selection split."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from learnable_memory.evaluate import Score
+
+if TYPE_CHECKING:
+    from learnable_memory.methods import Learned
 
 
 @dataclass
@@ -18,8 +21,8 @@ class Best:
         tensors: the head's state dict then, on the CPU.
         diverged_at: the step, from 1, at which its loss or gradient was not finite and it was stopped; None if it went
             through.
-        steps, seconds: of the whole pass, and what its steps took, loading included and selection not; known at the
-            end.
+        steps: of the whole pass, known at its end.
+        seconds: what these steps took, loading included and selection not.
     """
 
     epoch: int = -1
@@ -40,7 +43,7 @@ class Best:
         score = None if state["score"] is None else Score(**state["score"])
         return cls(state["epoch"], score, state["tensors"], state["diverged_at"])
 
-    def consider(self, epoch: int, score: Score, head: nn.Module) -> bool:
+    def consider(self, epoch: int, score: Score, head: "nn.Module | Learned") -> bool:
         """Keep this epoch if it is better than all before it.
 
         On a small split many epochs have the same accuracy: then the lower loss decides, and at last the earlier one.

@@ -49,7 +49,7 @@ class Inspector:
 
     def find(self, split: ImageSet, description: str) -> dict[int, str]:
         """As `find_broken`."""
-        unseen = split.images, np.zeros(len(split.images), dtype=bool), {}
+        unseen: tuple[Images, np.ndarray, dict[int, str]] = split.images, np.zeros(len(split.images), dtype=bool), {}
         _, seen, reasons = self._known.setdefault(id(split.images), unseen)
         new = np.flatnonzero(~seen[split.indices])
         if len(new):

@@ -4,6 +4,7 @@ import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.Pa
     height = HEAD + len(shown) * (CELL + GAP)
     figure = Figure(figsize=(width, height))
 
-    def write(left: float, bottom: float, text: str, **how) -> None:
+    def write(left: float, bottom: float, text: str, **how: Any) -> None:
         # Without parse_math a dollar in a class name would begin a formula.
         figure.text(left / width, bottom / height, text, **{"va": "center", "parse_math": False, "color": FAINT, **how})
 
@@ -58,10 +59,10 @@ def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.Pa
         bottom = height - HEAD - row * (CELL + GAP) - CELL
         stored = data.train.image(index)
         upright = to_rgb(stored)
-        name = textwrap.wrap(data.labels[data.train.labels[index]], LETTERS, max_lines=4, placeholder=" …")
-        write(GAP, bottom + CELL / 2, "\n".join(name), color=INK, fontsize=9, va="bottom")
+        lines = textwrap.wrap(data.labels[data.train.labels[index]], LETTERS, max_lines=4, placeholder=" …")
+        write(GAP, bottom + CELL / 2, "\n".join(lines), color=INK, fontsize=9, va="bottom")
         write(GAP, bottom + CELL / 2 - 0.05, f"{upright.width}x{upright.height}, {stored.mode}", fontsize=8, va="top")
-        for column, picture in enumerate([_small(upright), *views(data, preprocessing, index, epochs)]):
+        for column, picture in enumerate([np.asarray(_small(upright)), *views(data, preprocessing, index, epochs)]):
             left = LABELS + column * (CELL + GAP)
             axes = figure.add_axes((left / width, bottom / height, CELL / width, CELL / height))
             axes.set_axis_off()
@@ -84,7 +85,7 @@ def _spread(values: np.ndarray, most: int) -> np.ndarray:
 def views(data: DataSet, preprocessing: Preprocessing, index: int, epochs: Sequence[int]) -> list[np.ndarray]:
     """The evaluation view of a training image, and its training view of each epoch: uint8 [height, width, 3]."""
     made = [preprocessing.eval_transform()(data.train.image(index))]
-    if epochs:
+    if epochs and data.views:
         training = Views(data.train, preprocessing.train_transform(data.views), seed=0)
         made += [training[epoch, index][0] for epoch in epochs]
     return [visible(view, preprocessing) for view in made]

@@ -158,6 +158,7 @@ class Classifier(nn.Module):
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, features: Tensor) -> Tensor:
+        """[B, D] or [B, D, 1, 1] -> float32 logits [B, C], also under autocast"""
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features.flatten(1).to(self.weight.dtype), self.weight, self.bias)
 
@@ -178,6 +179,7 @@ class ConvolutionalNetwork(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "ConvolutionalNetwork":
+        """As in torch, but a probed network stays in eval mode."""
         super().train(mode)
         if not self.whole:
             self.model.eval()

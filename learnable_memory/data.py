@@ -48,7 +48,9 @@ class DataSet:
         source: what was read.
         split_seed: what `eval` was drawn with, where the data has no split at all.
         select_seed: what `select` was drawn with, where the data has none.
-        split, image_column, label_column: what the reader was asked for.
+        split: what the reader was asked for.
+        image_column: of a table, as it was asked for; None: found by its type.
+        label_column: the same of the labels.
         left_out: what broken images are called that were left out, by role; None: nobody looked.
         unselected: train and select together, where select was drawn from it.
     """
@@ -176,10 +178,9 @@ def load_data_set(
         raise ValueError(f"{name} has no official split; take --split seeded")
     if evaluation is None:
         train, evaluation = split_off(train, EVAL_FRACTION, split_seed)
-    drawn = select is None
     data = DataSet(
-        name, found.labels, train, train if drawn else select, evaluation, entry.views, found.source, split_seed,
-        split_seed, split, image_column, label_column, unselected=train if drawn else None,
+        name, found.labels, train, train if select is None else select, evaluation, entry.views, found.source,
+        split_seed, split_seed, split, image_column, label_column, unselected=train if select is None else None,
     )  # fmt: skip
     return data.with_select_seed(split_seed if select_seed is None else select_seed)
 

@@ -3,15 +3,19 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from learnable_memory.loading import Loader
+    from learnable_memory.methods import TunedModel
+    from learnable_memory.unmasked_together import UnmaskedTogether
+    from vit import MemoryCapableViT
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Score:
 
     Attributes:
         images: how many were seen; every image of the split, once.
-        top1, top5: the share of images whose label is the first, or among the first five, answers; in [0, 1].
+        top1: the share of images whose label is the first answer, in [0, 1].
+        top5: the share of those whose label is among the first five answers, in [0, 1].
             With fewer than five classes, top5 counts all of them.
         loss: mean cross entropy over the images.
         images_per_second: of the pass, loading included.
@@ -33,7 +38,7 @@ class Score:
     images_per_second: float
 
 
-def is_shared(accelerator: "Accelerator | None") -> bool:
+def is_shared(accelerator: "Accelerator | None") -> "TypeGuard[Accelerator]":
     """Whether several processes work on the same batches."""
     return accelerator is not None and accelerator.num_processes > 1
 
@@ -45,8 +50,9 @@ def is_main(accelerator: "Accelerator | None") -> bool:
 
 @torch.no_grad()
 def evaluate(
-    model, loader: DataLoader, heads: Sequence[str], alongside: Sequence[str] = (), description: str | None = None, *,
-    stop: object = False, accelerator: "Accelerator | None" = None, right: dict[str, torch.Tensor] | None = None,
+    model: "MemoryCapableViT | TunedModel | UnmaskedTogether", loader: "Loader", heads: Sequence[str],
+    alongside: Sequence[str] = (), description: str | None = None, *, stop: object = False,
+    accelerator: "Accelerator | None" = None, right: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, Score]:  # fmt: skip
     """Score heads on the data that they were trained for, all in one pass.
 
@@ -97,7 +103,11 @@ def evaluate(
     if not images:
         raise ValueError("There are no images to evaluate on.")
     speed = images / (time.perf_counter() - start)
-    return {name: Score(images, *(total / images).tolist(), speed) for name, total in sums.items()}
+    scores = {}
+    for name, total in sums.items():
+        top1, top5, loss = (total / images).tolist()
+        scores[name] = Score(images, top1, top5, loss, speed)
+    return scores
 
 
 def _count(name: str, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata as distributions
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +27,9 @@ from torch.export import Dim, ExportedProgram
 
 from learnable_memory.files import replacing
 from learnable_memory.runlog import versions
+
+if TYPE_CHECKING:
+    from vit import MemoryCapableViT
 
 MINIMUM_TORCH = "2.9"
 INPUT = "pixel_values"
@@ -60,7 +63,9 @@ class OnnxFile:
             raise ValueError(f"A head cannot be called {INPUT} in an ONNX file, whose input has this name: rename it.")
         import onnx
 
-        self.proto = torch.onnx.export(program, input_names=[INPUT], dynamo=True, verbose=False).model_proto
+        exported = torch.onnx.export(program, input_names=[INPUT], dynamo=True, verbose=False)
+        assert exported is not None  # as it is without dynamo only
+        self.proto = exported.model_proto
         # All that is inside gets a name that no head can have: the exporter calls values "linear" or "add" too.
         renamed = {value.name: name for value, name in zip(self.proto.graph.output, outputs, strict=True)}
         onnx.compose.add_prefix_graph(
@@ -68,13 +73,17 @@ class OnnxFile:
         )
 
     def write(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Write the graph, with the record among its properties."""
         import onnx
 
         onnx.helper.set_model_props(self.proto, {RECORD_KEY: json.dumps(record)})
         path.write_bytes(self.proto.SerializeToString())
 
     def load(self, path: Path) -> Callable[[Tensor], Answers]:
-        """A function from pixels to answers; raises onnx's own error if the file is not a legal model."""
+        """A function from pixels [B, channels, height, width] to name -> logits [B, C].
+
+        Raises onnx's own error if the file is not a legal model.
+        """
         import onnx
         import onnxruntime
 
@@ -98,16 +107,17 @@ class TorchExportFile:
         self.program = program
 
     def write(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Write the program, with the record as an extra file."""
         with path.open("wb") as file:  # given a path, it complains of one that does not end in .pt2 yet
             torch.export.save(self.program, file, extra_files={RECORD_KEY: json.dumps(record)})
 
     def load(self, path: Path) -> Callable[[Tensor], Answers]:
-        """A function from pixels to answers."""
+        """A function from pixels [B, channels, height, width] to name -> logits [B, C]."""
         with path.open("rb") as file:
             return torch.export.load(file).module()
 
 
-FORMATS = {"onnx": OnnxFile, "torch-export": TorchExportFile}
+FORMATS: dict[str, type[OnnxFile] | type[TorchExportFile]] = {"onnx": OnnxFile, "torch-export": TorchExportFile}
 
 
 def check_format(format: str, path: str | os.PathLike) -> None:
@@ -133,7 +143,7 @@ def check_format(format: str, path: str | os.PathLike) -> None:
 class _Logits(nn.Module):
     """What is exported: from pixels [B, channels, height, width] to name -> logits [B, C]."""
 
-    def __init__(self, model, heads: Sequence[str], with_base: bool) -> None:
+    def __init__(self, model: "MemoryCapableViT", heads: Sequence[str], with_base: bool) -> None:
         super().__init__()
         self.model, self.heads, self.with_base = model, heads, with_base
 
@@ -143,7 +153,7 @@ class _Logits(nn.Module):
 
 
 def export(
-    model,
+    model: "MemoryCapableViT",
     path: str | os.PathLike,
     format: str = "onnx",
     heads: Sequence[str] | None = None,
@@ -194,7 +204,7 @@ def export(
         file.write(unfinished, record)
         run = file.load(unfinished)
         found = differences(expected, [run(pixel_values) for pixel_values in inputs])
-        worst = max(found, key=found.get)
+        worst = max(found, key=found.__getitem__)
         if not found[worst] <= tolerance:
             raise ValueError(
                 f"{path} was not written: its head {worst} would answer differently from the model, by "
@@ -232,7 +242,7 @@ def differences(expected: Sequence[Answers], found: Sequence[Answers]) -> dict[s
     return shares
 
 
-def _to_serve(model, names: Sequence[str], with_base: bool):
+def _to_serve(model: "MemoryCapableViT", names: Sequence[str], with_base: bool) -> "MemoryCapableViT":
     """A folded copy with nothing in it that has no part in these answers."""
     served = model.for_inference()
     needed = served.with_ancestors(names)
@@ -268,7 +278,7 @@ def _trace(module: nn.Module, example: Tensor) -> ExportedProgram:
     return program
 
 
-def _record(model, answers: Answers, packages: Sequence[str]) -> dict[str, Any]:
+def _record(model: "MemoryCapableViT", answers: Answers, packages: Sequence[str]) -> dict[str, Any]:
     """What the file says of itself; `answers` for one batch of images."""
     labels = {name: model.heads[name].spec.metadata.get("labels") for name in answers if name != "base"}
     if "base" in answers:

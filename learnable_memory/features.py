@@ -16,10 +16,10 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -29,8 +29,11 @@ from tqdm import tqdm
 from learnable_memory import cost
 from learnable_memory.files import replacing
 from learnable_memory.images import ImageSet
-from learnable_memory.loading import Key
+from learnable_memory.loading import EpochBatches, Key
 from learnable_memory.runlog import write_json
+
+if TYPE_CHECKING:
+    from vit import MemoryCapableViT
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,10 @@ class Contents:
         seed: that the views are drawn with.
         form: one of FORMS.
         dtype: of the numbers: "float32", "bfloat16" or "float16".
-        layers, heads, tokens, width: L, H, N and D of the base.
+        layers: L of the base.
+        heads: H, its attention heads.
+        tokens: N.
+        width: D.
     """
 
     fingerprint: str
@@ -93,11 +99,18 @@ class Contents:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """The dtype of the numbers, as torch's."""
         return getattr(torch, self.dtype)
 
 
 def contents_of(
-    model, image_set: ImageSet, preprocessing_hash: str, views: str | None, seed: int, form: str, dtype: str
+    model: "MemoryCapableViT",
+    image_set: ImageSet,
+    preprocessing_hash: str,
+    views: str | None,
+    seed: int,
+    form: str,
+    dtype: str,
 ) -> Contents:
     """The contents of the cache of a split, for a MemoryCapableViT. Raises ValueError for an unknown form."""
     if form not in FORMS:
@@ -129,10 +142,9 @@ class FeatureCache:
         self.shard_images = max(1, min(images, SHARD_BYTES // self.record_bytes))
         self._shards: dict[tuple[int, int], Tensor] = {}
         if self.folder is not None and (self.folder / "manifest.json").exists():
-            self._check_manifest()
+            self._check_manifest(self.folder / "manifest.json")
 
-    def _check_manifest(self) -> None:
-        path = self.folder / "manifest.json"
+    def _check_manifest(self, path: Path) -> None:
         expected = {**dataclasses.asdict(self.contents), "count": self.images}
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -160,7 +172,8 @@ class FeatureCache:
             free, where, instead = available_memory(), "memory", "--cache disk, "
         else:
             existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-            free, where, instead = psutil.disk_usage(existing).free, f"the disk of {self.folder.parent}", ""
+            free = psutil.disk_usage(existing).free  # type: ignore[arg-type]  # its stub knows strings only
+            where, instead = f"the disk of {self.folder.parent}", ""
         if left > 0.95 * free:
             raise ValueError(
                 f"The cache needs {_gigabytes(left)}, but {where} has {_gigabytes(free)} free: choose {instead}"
@@ -180,14 +193,15 @@ class FeatureCache:
         return [(view, shard) for view in range(self.views) for shard in shards]
 
     def build(
-        self, model, batches: Callable[[Sequence[list[Key]]], Iterable[tuple[Tensor, Tensor]]], batch_size: int,
-        process: int = 0, processes: int = 1, description: str | None = None,
+        self, model: "MemoryCapableViT", batches: Callable[[list[list[Key]]], Iterable[tuple[Tensor, Tensor]]],
+        batch_size: int, process: int = 0, processes: int = 1, description: str | None = None,
     ) -> None:  # fmt: skip
         """Compute what is missing; of several processes, each its part.
 
         Args:
             model: the MemoryCapableViT.
-            batches: gives (pixel_values, labels) for lists of (view, index), in their order.
+            batches: for lists of (view, index), in their order, gives pixel_values [B, channels, height, width] and
+                labels.
             batch_size: images at once.
             description: the progress bar's; None for no bar.
         """
@@ -227,6 +241,7 @@ class FeatureCache:
         ]
 
     def _path(self, view: int, shard: int) -> Path:
+        assert self.folder is not None  # records in memory have no files
         return self.folder / f"v{view:04d}_{shard:06d}.bin"
 
     def _exists(self, view: int, shard: int) -> bool:
@@ -248,7 +263,7 @@ class FeatureCache:
             return
         # Written, not mapped: a full disk is then an error, and not a signal that ends the process.
         with replacing(self._path(view, shard)) as unfinished, unfinished.open("wb") as file:
-            file.write(memoryview(records.view(torch.uint8).numpy()))
+            file.write(records.view(torch.uint8).numpy().data)
 
     # ---------------------------------------------------------------------------------------------------------- read
     def record(self, view: int, index: int) -> Tensor:
@@ -278,8 +293,8 @@ class CachedLoader:
     """
 
     def __init__(
-        self, cache: FeatureCache, image_set: ImageSet, batch_sampler: Any, wrap: Callable[[Tensor, Tensor], Any],
-        dtype: torch.dtype | None = None,
+        self, cache: FeatureCache, image_set: ImageSet, batch_sampler: EpochBatches,
+        wrap: Callable[[Tensor, Tensor], Any], dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.cache, self.dataset, self.batch_sampler, self.wrap = cache, image_set, batch_sampler, wrap
         self.dtype = dtype or cache.contents.torch_dtype

@@ -77,10 +77,13 @@ class Outcome:
         parameters: how many numbers it has learned.
         epoch: its best epoch, from 1; None if it diverged before the end of the first.
         diverged_at: the step, from 1, at which it diverged, or None.
-        select, eval: `Score` as a dict, None where there is none.
+        select: `Score` on that split as a dict, None where there is none.
+        eval: the same on `eval`.
         eval_right: for each image of `eval` whether the first answer was right, as `experiments.results.pack_right`;
             None if unknown.
-        steps, train_seconds, eval_seconds: of the pass. Training is counted without its evaluations on `select`.
+        steps: of the pass.
+        train_seconds: of the pass, without its evaluations on `select`.
+        eval_seconds: of the pass, on `eval`.
         heads_in_pass: how many were trained in it.
         peak_memory_bytes: of the pass, as `meter.peak_memory`.
     """
@@ -140,7 +143,12 @@ def best(outcomes: Sequence[Outcome]) -> Outcome:
     whole = [outcome for outcome in outcomes if not outcome.diverged]
     if not whole:
         raise ValueError("Everything that was trained has diverged: lower --lr.")
-    return min(whole, key=lambda outcome: (-outcome.select["top1"], outcome.select["loss"]))
+
+    def place(outcome: Outcome) -> tuple[float, float]:
+        assert outcome.select is not None  # or it counts as diverged
+        return -outcome.select["top1"], outcome.select["loss"]
+
+    return min(whole, key=place)
 
 
 # ------------------------------------------------------------------------------------------------ runs of the same kind

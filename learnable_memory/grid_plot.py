@@ -67,6 +67,7 @@ class Layout:
         return min(0.2, 0.72 / len(self.rates))
 
     def x(self, kind: Kind) -> float:
+        """Where a kind of run stands on the horizontal axis, in places."""
         shift = self.rates.index(kind.lr) - (len(self.rates) - 1) / 2
         return list(self.places).index(place(kind)) + shift * self.step
 
@@ -80,12 +81,13 @@ class Layout:
     def width(self) -> float:
         """Of a place, in inches: what its rates need, its name, or its part of the family's."""
         members = [place.family for place in self.places]
-        letters = [len(line) + 1 for mark in self.places.values() for line in mark.splitlines()]
+        letters: list[float] = [len(line) + 1 for mark in self.places.values() for line in mark.splitlines()]
         letters += [(len(family) + 2) / members.count(family) for family in self.families]
         return max(0.62, 0.13 * len(self.rates), LETTER * max(letters))
 
 
 def place(kind: Kind) -> Place:
+    """The place that a kind of run belongs to."""
     return Place("-".join(filter(None, (kind.spec.family, kind.fit.name))), kind.spec.memory_tokens)
 
 
@@ -109,13 +111,13 @@ def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, ti
     if not groups:
         raise ValueError("There are no rows, so there is nothing to draw: check that these are a grid's results.")
     layout = _layout(groups)
-    rows, columns = (1, 2) if len(layout.places) <= SIDE_BY_SIDE else (2, 1)
-    width, height = 1.6 + columns * len(layout.places) * layout.width, 0.4 + 3.7 * rows
+    down, across = (1, 2) if len(layout.places) <= SIDE_BY_SIDE else (2, 1)
+    width, height = 1.6 + across * len(layout.places) * layout.width, 0.4 + 3.7 * down
     legend = 0.28 + 0.22 * math.ceil(len(layout.rates) / LEGEND_COLUMNS)
     figure = Figure(figsize=(max(9.5, width), height + legend), layout="constrained")
-    panels, below = figure.subfigures(2, 1, height_ratios=(height, legend))
+    panels, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(height, legend)).flat
     _draw_legends(below.subplots(), groups, layout)
-    for axes, (split, heading) in zip(panels.subplots(rows, columns, sharey=True).flat, PANELS, strict=True):
+    for axes, (split, heading) in zip(panels.subplots(down, across, sharey=True).flat, PANELS, strict=True):
         plots.style(axes, layout.title)
         axes.set_title(heading, color=INK, fontsize=10)
         _set_axes(axes, layout)
@@ -219,7 +221,7 @@ def _draw_spread(axes: Axes, x: float, beside: float, values: Sequence[float], c
 def _draw_diverged(axes: Axes, groups: Mapping[Kind, Sequence[Outcome]], layout: Layout) -> None:
     for kind, same in groups.items():
         diverged = sum(outcome.diverged for outcome in same)
-        if not diverged:
+        if not diverged or layout.crosses is None:
             continue
         colour = plots.head_colour(layout.rates.index(kind.lr))
         axes.plot(layout.x(kind), layout.crosses, "x", color=colour, markersize=5, markeredgewidth=1.5)
@@ -247,15 +249,27 @@ def _draw_legends(axes: Axes, groups: Mapping[Kind, Sequence[Outcome]], layout: 
     rates = [Line2D([], [], label=f"lr {shortest(lr)}", **_look(layout, lr)) for lr in layout.rates]
     marks = []
     if any(len(accuracies(same, split)) > 1 for same in groups.values() for split, _ in PANELS):
-        bar = {"color": FAINT, "marker": "|", "markersize": 9, "markeredgewidth": 1.2, "linestyle": "none"}
+        bar: dict[str, Any] = {
+            "color": FAINT,
+            "marker": "|",
+            "markersize": 9,
+            "markeredgewidth": 1.2,
+            "linestyle": "none",
+        }
         marks += [
             Line2D([], [], label="mean ± standard deviation over seeds", **bar),
             Line2D([], [], label="one run", **_faint_points(FAINT)),
         ]
     if layout.crosses is not None:
-        cross = {"color": FAINT, "marker": "x", "markersize": 5, "markeredgewidth": 1.5, "linestyle": "none"}
+        cross: dict[str, Any] = {
+            "color": FAINT,
+            "marker": "x",
+            "markersize": 5,
+            "markeredgewidth": 1.5,
+            "linestyle": "none",
+        }
         marks.append(Line2D([], [], label="diverged (how many, if several)", **cross))
-    look = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0}
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0}
     first = axes.legend(handles=rates, loc="upper center", ncols=min(len(rates), LEGEND_COLUMNS), **look)
     if marks:
         axes.add_artist(first)  # a second legend of the same axes would take its place

@@ -19,8 +19,9 @@ knows a model. A file with a network that cannot be put together with heads (tun
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -196,7 +197,7 @@ def _must_be_there(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path):
+def opened(path: Path) -> Iterator[safe_open]:
     """A safetensors file for reading. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
     _must_be_there(path)
     try:
@@ -206,7 +207,7 @@ def opened(path: Path):
         raise ValueError(f"{path} is not a safetensors file, or is damaged or cut short: {error}.") from None
 
 
-def _metadata(file, path: Path) -> tuple[list[dict], bool]:
+def _metadata(file: safe_open, path: Path) -> tuple[list[dict], bool]:
     """What the header says of each head, and whether the file is one of several heads."""
     header = file.metadata() or {}
     several = HEADER_KEY not in header
@@ -228,7 +229,7 @@ def _metadata(file, path: Path) -> tuple[list[dict], bool]:
     return listed, several
 
 
-def parsed(text: str, path: Path):
+def parsed(text: str, path: Path) -> Any:
     """The JSON in the header of a file. Raises ValueError if it is none."""
     try:
         return json.loads(text)
@@ -236,7 +237,7 @@ def parsed(text: str, path: Path):
         raise ValueError(f"{path} has a damaged header: {error}.") from None
 
 
-def _no_head(network: object, path: Path) -> ValueError:
+def _no_head(network: Any, path: Path) -> ValueError:
     """Why a file of tuned_files.py gives no head, in its own words: what a network is, this module does not know."""
     try:
         method, reason = network["spec"]["method"], network["reason"]

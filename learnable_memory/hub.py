@@ -150,8 +150,8 @@ class _Upload:
                 where, CARD, self.name,
             )  # fmt: skip
             return {self.name: self.content}
-        if generated:
-            license = license or ModelCard(old).data.license
+        if old is not None and generated:
+            license = license or ModelCard(old).data.get("license")
         card = model_card(*self.metadata, license=license, repo_id=fetched_as, filename=self.name)
         return {self.name: self.content, CARD: str(card).encode()}
 
@@ -241,6 +241,7 @@ def from_hub(
     repo_id, revision = _split_revision(repo_id, revision)
     _check_repo_id(repo_id)
     api, silence = HfApi(token=token), "downloading is off"
+    cache = None if cache_dir is None else Path(cache_dir)
     if download:
         try:
             files = _files_of(api.model_info(repo_id, revision=revision, timeout=NETWORK_TIMEOUT))
@@ -252,16 +253,15 @@ def from_hub(
         else:
             name = _chosen(files, filename, repo_id)
             with _one_line_errors(repo_id):
-                return Path(api.hf_hub_download(repo_id, name, revision=revision, cache_dir=cache_dir))
-    found = _cached(api, repo_id, filename, revision, cache_dir, silence)
+                return Path(api.hf_hub_download(repo_id, name, revision=revision, cache_dir=cache))
+    found = _cached(api, repo_id, filename, revision, cache, silence)
     if download:
         logger.warning("%s: %s; %s is taken from the cache.", repo_id, silence, found.name)
     return found
 
 
 def _cached(
-    api: "HfApi", repo_id: str, filename: str | None, revision: str | None, cache_dir: str | os.PathLike | None,
-    silence: str,
+    api: "HfApi", repo_id: str, filename: str | None, revision: str | None, cache_dir: Path | None, silence: str
 ) -> Path:  # fmt: skip
     """What the cache has of a repository that is not asked, or does not answer."""
     shown = f"{repo_id}@{revision}" if revision else repo_id

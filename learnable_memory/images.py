@@ -136,6 +136,7 @@ class ImageFiles:
         return len(self._names)
 
     def path(self, row: int) -> Path:
+        """Where an image lies on this machine."""
         return self.root / self.identity(row)
 
     def stamp(self, row: int) -> bytes:

@@ -213,9 +213,12 @@ def _base_names(layers: int) -> dict[str, str]:
 def _expected_shapes(sizes: _Sizes, with_masks: bool) -> dict[str, tuple[int, ...]]:
     """Name in the file -> shape."""
     width, tokens = sizes.width, sizes.positions + len(sizes.classes)
-    weights = {f"{EMBEDDINGS}patch_embeddings.projection": (width, *sizes.patch), "vit.layernorm": (width,)}
+    weights: dict[str, tuple[int, ...]] = {
+        f"{EMBEDDINGS}patch_embeddings.projection": (width, *sizes.patch),
+        "vit.layernorm": (width,),
+    }
     letters = {"D": width, "F": sizes.mlp_width}
-    shapes = {f"{EMBEDDINGS}position_embeddings": (1, sizes.positions, width)}
+    shapes: dict[str, tuple[int, ...]] = {f"{EMBEDDINGS}position_embeddings": (1, sizes.positions, width)}
     shapes |= {f"{EMBEDDINGS}cls_tokens.{i}": (1, 1, width) for i in range(len(sizes.classes) + 1)}
     for layer in map(LAYER.format, range(sizes.layers)):
         weights |= {layer + old: tuple(letters[size] for size in shape) for old, shape in LAYER_MODULES.values()}
@@ -223,8 +226,9 @@ def _expected_shapes(sizes: _Sizes, with_masks: bool) -> dict[str, tuple[int, ..
             shapes[f"{layer}{ATTENTION}memory_tokens.{i}"] = (1, memory_tokens, width)
         if with_masks:
             shapes[f"{layer}{ATTENTION}attention_mask"] = (1, tokens, tokens + sum(sizes.memory_tokens))
-    first = 1 if sizes.base_classes is None else 0
-    for i, classes in enumerate((sizes.base_classes, *sizes.classes)[first:], start=first):
+    with_base = sizes.base_classes is not None
+    counts = sizes.classes if sizes.base_classes is None else (sizes.base_classes, *sizes.classes)
+    for i, classes in enumerate(counts, start=0 if with_base else 1):
         weights[f"classifiers.{i}"] = (classes, width)
     shapes |= {f"{name}.weight": shape for name, shape in weights.items()}
     return shapes | {f"{name}.bias": shape[:1] for name, shape in weights.items()}
@@ -257,10 +261,11 @@ def _check_tensors(path: Path, state: Mapping[str, Tensor], sizes: _Sizes) -> No
 
 def _parents(path: Path, state: Mapping[str, Tensor], sizes: _Sizes) -> list[list[int]]:
     """For heads 1, 2, ..., the heads that each extends; without those that these extend."""
-    masks = [state.get(f"{LAYER.format(layer)}{ATTENTION}attention_mask") for layer in range(sizes.layers)]
+    names = [f"{LAYER.format(layer)}{ATTENTION}attention_mask" for layer in range(sizes.layers)]
     numbers = range(1, len(sizes.classes) + 1)
-    if masks[0] is None:
+    if names[0] not in state:
         return [[i - 1] if i > 1 else [] for i in numbers]
+    masks = [state[name] for name in names]
     first = sizes.positions - 1  # class token i is token first + i
     seen: dict[int, set[int]] = {}  # head -> all heads that it is built on
     for i in numbers:

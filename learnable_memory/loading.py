@@ -10,7 +10,8 @@ and after a resume.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,22 @@ from learnable_memory.images import ImageSet
 from learnable_memory.transforms import Transform
 
 Key = tuple[int, int]  # which random view, of which image of the split
+
+
+class Loader(Protocol):
+    """Batches of (what a model takes, labels int64 [B]): a DataLoader, `SmallImageLoader` or `CachedLoader`."""
+
+    @property
+    def dataset(self) -> Any:
+        """What the images are drawn from; its length is that of the split."""
+
+    @property
+    def batch_sampler(self) -> Any:
+        """What says which images are a batch, such as `EpochBatches`; it has a `batch_size`."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 def view_seed(seed: int, view: int, index: int) -> int:
@@ -108,7 +125,7 @@ def make_loader(
     shuffle: bool = False,
     drop_last: bool = False,
     *,
-    batch_sampler: Sampler[list[Key]] | None = None,
+    batch_sampler: Iterable[list[Key]] | None = None,
 ) -> DataLoader:
     """Batches of (pixel_values float32 [B, 3, H, W], labels int64 [B]), the same bits for any number of workers.
 

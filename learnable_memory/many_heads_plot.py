@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogFormatter, NullLocator
 
 from learnable_memory import plots
 from learnable_memory.plots import BASE, FAINT, HEADS, INK, style
@@ -51,9 +51,10 @@ def _panel(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter())  # labels where there is less than a decade, as 200 and not 2 x 10^2
     last = rows[-1]
-    ends = [(counts[-1], last[name]) for name in SERIES]
-    axes.annotate("", *ends, arrowprops={"arrowstyle": "<->", "color": FAINT, "shrinkA": 5, "shrinkB": 5})
+    start, end = ((counts[-1], last[name]) for name in SERIES)
+    axes.annotate("", start, end, arrowprops={"arrowstyle": "<->", "color": FAINT, "shrinkA": 5, "shrinkB": 5})
     axes.annotate(
         f"{last['one model / separate models']:.0f} times as fast",
         (counts[-1], (last["one model"] * last["separate models"]) ** 0.5),

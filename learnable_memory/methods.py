@@ -240,7 +240,7 @@ class PromptTuning(nn.Module):
 
 
 def run(layer: Any, *inputs: Any, again: bool) -> Tensor:
-    """`layer(*inputs)`, computed again in the backward pass instead of kept, if so wanted."""
+    """`layer(*inputs)`, [B, tokens, D], computed again in the backward pass instead of kept, if so wanted."""
     return checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
 
 
@@ -292,7 +292,8 @@ class TunedModel(nn.Module):
 
     Attributes:
         heads: name -> `Learned`.
-        fingerprint, base_id: of the base that they were made from.
+        fingerprint: of the base that they were made from.
+        base_id: of the same base.
     """
 
     has_base_classifier = False
@@ -305,6 +306,7 @@ class TunedModel(nn.Module):
 
     @property
     def head_names(self) -> list[str]:
+        """Names of the networks, in the order in which they were given."""
         return list(self.heads)
 
     def set_image_size(self, size: int | Sequence[int]) -> None:
@@ -321,7 +323,14 @@ class TunedModel(nn.Module):
         self, pixel_values: Tensor, heads: Sequence[str] | None = None, with_base: bool = False,
         labels: Mapping[str, Tensor] | None = None,
     ) -> dict[str, ImageClassifierOutput]:  # fmt: skip
-        """As `MemoryCapableViT.forward`: a pass of its own for each network, and never an answer of the base."""
+        """As `MemoryCapableViT.forward`: a pass of its own for each network, and never an answer of the base.
+
+        Args:
+            pixel_values: [B, channels, height, width].
+            heads: names of the networks to answer; None for all.
+            with_base: has no effect.
+            labels: name -> targets, int64 [B].
+        """
         answers = {}
         for name in self.heads if heads is None else heads:
             logits = self.heads[name].network(pixel_values)  # [B, C]

@@ -41,7 +41,8 @@ class Recipe:
 
     def steps(self, per_epoch: int) -> int:
         """The real number of steps, for a loader of `per_epoch` batches."""
-        return min(self.epochs * per_epoch, self.max_steps or math.inf)
+        steps = self.epochs * per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
@@ -75,7 +76,7 @@ class HeadOptimizer:
     @property
     def rate(self) -> float:
         """The rate of the coming step."""
-        return self.schedule.get_last_lr()[0]
+        return float(self.schedule.get_last_lr()[0])
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of logits [B, C] against labels int64 [B], smoothed as the recipe says."""
@@ -83,7 +84,7 @@ class HeadOptimizer:
         return F.cross_entropy(precise, labels, label_smoothing=self.recipe.fit.label_smoothing)
 
     def clip(self) -> Tensor:
-        """Scale the gradient down to the recipe's norm; returns its norm before, a scalar on the device."""
+        """Scale the gradient down to the recipe's norm; returns its norm before, [] on the device."""
         return nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
 
     def step(self) -> None:

@@ -42,22 +42,27 @@ class Rule(NamedTuple):
 
 
 def at_least(low: int) -> Rule:
+    """A number that is not below `low`."""
     return Rule(lambda value: value >= low, f"{low} or more")
 
 
 def between(low: int, high: int) -> Rule:
+    """A number from `low` to `high`, both included."""
     return Rule(lambda value: low <= value <= high, f"between {low} and {high}")
 
 
 def above(low: float) -> Rule:
+    """A finite number larger than `low`."""
     return Rule(lambda value: low < value < math.inf, f"a finite number above {low:g}")
 
 
 def one_of(choices: Sequence[str]) -> Rule:
+    """A name from a closed list."""
     return Rule(lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
 def matching(pattern: str, words: str) -> Rule:
+    """Text that the whole pattern matches; `words` say what that is."""
     return Rule(lambda value: re.fullmatch(pattern, value) is not None, words)
 
 
@@ -125,10 +130,12 @@ def field_types(cls: type) -> dict[str, FieldType]:
 
 
 def field_flags(field: dataclasses.Field) -> tuple[str, ...]:
+    """How the flag of a field is written, in all its spellings."""
     return field.metadata["flags"] or (f"--{field.name}",)
 
 
 def is_positional(field: dataclasses.Field) -> bool:
+    """Whether a field's values are given without a flag."""
     return not field_flags(field)[0].startswith("-")
 
 
@@ -152,8 +159,10 @@ class Options:
     def __post_init__(self) -> None:
         kinds = field_types(type(self))
         for field in dataclasses.fields(self):
-            value = _checked(long_flag(field), getattr(self, field.name), kinds[field.name], field.metadata["legal"])
-            self._set(field.name, value)
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue  # what it stands for is filled in by the class's own __post_init__, or it stands for nothing
+            self._set(field.name, _checked(long_flag(field), value, kinds[field.name], field.metadata["legal"]))
 
     def _set(self, name: str, value: Any) -> None:
         """Set a field while the options are being made; afterwards they are frozen."""
@@ -196,6 +205,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Wrong use ends in one line on stderr and exit code 2, without the usage block above it."""
 
     def error(self, message: str) -> NoReturn:
+        """End the process with one line on stderr and exit code 2."""
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
 
@@ -293,7 +303,8 @@ def first_word(kind: str, meanings: Mapping[str, str], prog: str, description: s
         kind: what the words are called, such as "command".
         meanings: each word, and what it does, for `--help`.
     """
-    listing = "\n".join(f"  {word:<10}{meaning}" for word, meaning in meanings.items())
+    width = max(map(len, meanings)) + 2
+    listing = "\n".join(f"  {word:<{width}}{meaning}" for word, meaning in meanings.items())
     parser = OneLineParser(
         prog=prog,
         usage=f"{prog} {kind.upper()} [options]",

@@ -31,6 +31,7 @@ DPI = 160
 
 
 def head_colour(head: int) -> str:
+    """The colour of head 0, 1, ..; after five they come round again."""
     return HEADS[head % len(HEADS)]
 
 
@@ -41,6 +42,7 @@ def lighter(colour: str, amount: float = 0.55) -> str:
 
 
 def save(figure: Figure, path: str | os.PathLike) -> Path:
+    """Write a figure, making its folder; returns where it is."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, facecolor="white")
@@ -151,6 +153,7 @@ class Block(NamedTuple):
 
     @property
     def tokens(self) -> slice:
+        """Their places in the mask."""
         return slice(self.start, self.start + self.size)
 
 
@@ -227,7 +230,7 @@ def _draw_mask_labels(
 ) -> None:
     """Names of the blocks above and at the left; at the right, what each row sees, read off the mask itself."""
     queries, keys = visible.shape
-    label = {"color": INK, "fontsize": 10, "fontweight": "bold", "va": "center"}
+    label: dict[str, Any] = {"color": INK, "fontsize": 10, "fontweight": "bold", "va": "center"}
     for block in column_blocks:
         axes.text(block.start + block.size / 2, -0.55, block.name, ha="center", **label)
     for block in row_blocks:
@@ -351,7 +354,7 @@ def _square(axes: Axes, left: float, middle: float, colour: str, text: str = "")
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
-    style = {"arrowstyle": "-|>", "mutation_scale": 11, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
+    style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.add_patch(FancyArrowPatch(start, end, color=colour, **style))
 
 

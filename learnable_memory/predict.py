@@ -1,13 +1,15 @@
 """What heads say of images that nobody has labelled.
 
-images = named_images(["photos/", "more/*.jpg"])                # or a split of a data set
-for prediction in predict(model, images, {preprocessing: model.head_names}):
-    print(prediction.image, prediction.answers["CIFAR100"][0].label)
+    images = named_images(["photos/", "more/*.jpg"])                # or a split of a data set
+    for prediction in predict(model, images, {preprocessing: model.head_names}):
+        print(prediction.image, prediction.answers["CIFAR100"][0].label)
+
+Each preprocessing is a pass of its own over the images, answered by the heads that need it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -18,12 +20,16 @@ from learnable_memory.images import ImageSet
 from learnable_memory.loading import make_loader
 from learnable_memory.transforms import Preprocessing, Transform
 
+if TYPE_CHECKING:
+    from learnable_memory.methods import TunedModel
+    from vit import MemoryCapableViT
+
 
 class Answer(NamedTuple):
     """One class of a head: its name, its number, and its probability among all classes of that head."""
 
     label: str
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     probability: float
 
 
@@ -50,8 +56,9 @@ class Prediction:
 
 
 def predict(
-    model, images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]], *, top: int = 5, batch_size: int = 64,
-    workers: int = 0, attention: bool = False, labels: Mapping[str, Sequence[str]] | None = None,
+    model: "MemoryCapableViT | TunedModel", images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]], *,
+    top: int = 5, batch_size: int = 64, workers: int = 0, attention: bool = False,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Prediction]:  # fmt: skip
     """Answer image by image, in order; no more than a few batches are in memory at a time.
 
@@ -73,16 +80,21 @@ def predict(
     if any("base" in names for names in passes.values()) and not model.has_base_classifier:
         raise ValueError("The base has no classifier, so it has no answers of its own: ask the heads alone.")
     given = labels or {}
-    class_names = {name: given.get(name) or labels_of(model, name) for names in passes.values() for name in names}
+    class_names = {
+        name: given.get(name) or labels_of(model, name)  # type: ignore[arg-type]  # a TunedModel comes with `labels`
+        for names in passes.values()
+        for name in names
+    }
     return _predictions(model, images, passes, class_names, top, batch_size, workers, attention)
 
 
 def _predictions(
-    model, images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]],
+    model: "MemoryCapableViT | TunedModel", images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]],
     class_names: Mapping[str, Sequence[str]], top: int, batch_size: int, workers: int, attention: bool,
 ) -> Iterator[Prediction]:  # fmt: skip
     views_of = _Views([preprocessing.eval_transform() for preprocessing in passes])
-    loader = make_loader(images, views_of, batch_size, workers if len(images) > batch_size else 0)
+    workers = workers if len(images) > batch_size else 0
+    loader = make_loader(images, views_of, batch_size, workers)  # type: ignore[arg-type]  # lists are batched item by item
     was_training, index = model.training, 0
     try:
         model.eval()
@@ -109,8 +121,8 @@ class _Views:
 
 @torch.no_grad()
 def _one_pass(
-    model, pixel_values: Tensor, class_names: Mapping[str, Sequence[str]], batch: Sequence[Prediction], top: int,
-    attention: bool,
+    model: "MemoryCapableViT | TunedModel", pixel_values: Tensor, class_names: Mapping[str, Sequence[str]],
+    batch: Sequence[Prediction], top: int, attention: bool,
 ) -> None:  # fmt: skip
     """Add what these heads say of pixel_values [B, 3, height, width] to the predictions of the batch."""
     heads = [name for name in class_names if name != "base"]
@@ -126,12 +138,13 @@ def _one_pass(
                 for index, probability in zip(classes, probabilities, strict=True)
             ]
         if attention:
-            of_images = attention_of(name, output.attentions, columns_of(model, name))
+            columns = columns_of(model, name)  # type: ignore[arg-type]  # a TunedModel is not asked for attention
+            of_images = attention_of(name, output.attentions, columns)
             for prediction, *look in zip(batch, pixel_values, of_images, strict=True):
                 prediction.looks[name] = Look(*look)
 
 
-def labels_of(model, name: str) -> list[str]:
+def labels_of(model: "MemoryCapableViT", name: str) -> list[str]:
     """What the classes of a head, or of the base, are called; "class 17" where nobody has named them."""
     if name == "base":
         return [model.config.id2label[index] for index in range(model.config.num_labels)]

@@ -33,7 +33,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         lab_to_rgb = ImageCms.buildTransform(
             ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
         )
-        return ImageCms.applyTransform(image, lab_to_rgb)
+        converted = ImageCms.applyTransform(image, lab_to_rgb)
+        assert converted is not None  # as it is only where the image itself is changed
+        return converted
     if image.mode == "La":
         image = image.convert("LA")  # the only way out of premultiplied grey
     if image.has_transparency_data:
@@ -48,7 +50,7 @@ def _upright(image: Image.Image) -> Image.Image:
     Not `ImageOps.exif_transpose`: that also writes new EXIF data, and fails where any entry of the old one is damaged.
     """
     try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # PIL's parser raises anything from SyntaxError to struct.error
         return image
     if turn is None:

@@ -95,6 +95,7 @@ class RunLog:
         write_json(self.options_path, record)
 
     def close(self) -> None:
+        """Close the metrics file; nothing can be written afterwards."""
         self._file.close()
 
     def __enter__(self) -> RunLog:

@@ -10,14 +10,14 @@ For CIFAR, MNIST and Digits, enlarging an image costs far more than keeping all 
 time it is asked for and is for every other split.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from learnable_memory.images import ArrayImages, EncodedImages, ImageSet
-from learnable_memory.loading import Key, view_seed
+from learnable_memory.loading import EpochBatches, Key, view_seed
 from learnable_memory.rgb import to_rgb
 from learnable_memory.transforms import BATCH_VIEWS, Preprocessing
 
@@ -94,8 +94,8 @@ class SmallImageLoader:
     """
 
     def __init__(
-        self, image_set: ImageSet, preprocessing: Preprocessing, views: str | None, batch_sampler: Iterable[list[Key]],
-        seed: int = 0, device: str | torch.device = "cpu",
+        self, image_set: ImageSet, preprocessing: Preprocessing, views: str | None,
+        batch_sampler: EpochBatches | list[list[Key]], seed: int = 0, device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         self.dataset, self.batch_sampler, self.views, self.seed = image_set, batch_sampler, views, seed
         self.device = torch.device(device)
@@ -130,7 +130,7 @@ class SmallImageLoader:
         if self.views is None:
             return [()] * len(keys)
         height, width = self._pixels.shape[-2:]
-        draws = []
+        draws: list[tuple[int, ...]] = []
         # One fork for the batch restores the generator, which each image seeds anew; see `loading.Views`.
         with torch.random.fork_rng(devices=[]):
             for view, index in keys:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from learnable_memory.best_epoch import Best
@@ -29,12 +28,16 @@ from learnable_memory.checkpoint import (
 )  # fmt: skip
 from learnable_memory.evaluate import evaluate, is_main, is_shared
 from learnable_memory.headlog import HeadLog
+from learnable_memory.loading import Loader
 from learnable_memory.meter import Meter
 from learnable_memory.optim import HeadOptimizer, Recipe
 from learnable_memory.runlog import RunLog
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from learnable_memory.methods import TunedModel
+    from vit import MemoryCapableViT
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +58,13 @@ class Run:
 
     Attributes:
         optimizers: of the heads that are still trained: those that diverged are not among them.
-        epoch, batch, step: where it is: the epoch under way, its batches so far, and steps in all, each from 0.
+        epoch: the one under way, from 0.
+        batch: batches of it so far.
+        step: steps in all so far.
         seconds: what the steps took, loading included and selection not.
     """
 
-    model: Any
+    model: "MemoryCapableViT | TunedModel"
     steps: int
     optimizers: dict[str, HeadOptimizer]
     best: dict[str, Best]
@@ -102,7 +107,7 @@ class Run:
 
 
 def train(
-    model, heads: Sequence[str], train_loader: DataLoader, select_loader: DataLoader,
+    model: "MemoryCapableViT | TunedModel", heads: Sequence[str], train_loader: Loader, select_loader: Loader,
     recipes: Recipe | Mapping[str, Recipe], log: RunLog | None = None, progress: bool = True, *,
     checkpoint: Checkpoint | None = None, accelerator: "Accelerator | None" = None, alone: bool | None = None,
 ) -> dict[str, Best]:  # fmt: skip
@@ -160,7 +165,9 @@ def train(
     return _leave_best(model, run.best, run.step, run.seconds)
 
 
-def _leave_best(model, best: dict[str, Best], steps: int, seconds: float) -> dict[str, Best]:
+def _leave_best(
+    model: "MemoryCapableViT | TunedModel", best: dict[str, Best], steps: int, seconds: float
+) -> dict[str, Best]:
     """Put each head where it was after its best epoch."""
     for name, epoch in best.items():
         epoch.steps, epoch.seconds = steps, seconds
@@ -171,7 +178,7 @@ def _leave_best(model, best: dict[str, Best], steps: int, seconds: float) -> dic
 
 
 def train_epoch(
-    run: Run, loader: DataLoader, writer: HeadLog, meter: Meter, bar: tqdm, saver: "_Saver", stop: StopRequest,
+    run: Run, loader: Loader, writer: HeadLog, meter: Meter, bar: tqdm, saver: "_Saver", stop: StopRequest,
     accelerator: "Accelerator | None",
 ) -> None:  # fmt: skip
     """From where the run is to the end of its epoch, or of its steps."""
@@ -204,7 +211,7 @@ def train_epoch(
 
 
 def choose_epoch(
-    run: Run, loader: DataLoader, writer: HeadLog, bar: tqdm, saver: "_Saver", stop: StopRequest,
+    run: Run, loader: Loader, writer: HeadLog, bar: tqdm, saver: "_Saver", stop: StopRequest,
     accelerator: "Accelerator | None",
 ) -> None:  # fmt: skip
     """Score the epoch on the selection split, which is seen by nobody else, and draws no random number."""
@@ -228,7 +235,7 @@ def choose_epoch(
 
 
 def train_step(
-    model, optimizers: Mapping[str, HeadOptimizer], batch: tuple[Any, Tensor] | None,
+    model: "MemoryCapableViT | TunedModel", optimizers: Mapping[str, HeadOptimizer], batch: tuple[Any, Tensor] | None,
     accelerator: "Accelerator | None" = None, stop: object = False,
 ) -> tuple[dict[str, dict[str, float]], bool]:  # fmt: skip
     """One step of every head on one batch.
@@ -320,7 +327,7 @@ class _Saver:
     def resume(self) -> None:
         """Put the run where the checkpoint was, if there is one."""
         state = self.checkpoint.load() if self.checkpoint else None
-        if state is None:
+        if self.checkpoint is None or state is None:
             return
         found = state.get("identity", {})
         if found != self.identity:
@@ -358,7 +365,7 @@ def _nothing_stops() -> Iterator[StopRequest]:
     yield StopRequest()
 
 
-def _start(loader: DataLoader, epoch: int, batch: int) -> None:
+def _start(loader: Loader, epoch: int, batch: int) -> None:
     """Let the next pass over the loader be this epoch from this batch on."""
     set_epoch = getattr(loader.batch_sampler, "set_epoch", None)
     if set_epoch is not None:
@@ -369,7 +376,7 @@ def _start(loader: DataLoader, epoch: int, batch: int) -> None:
         )
 
 
-def _images(loader: DataLoader, steps: int) -> int:
+def _images(loader: Loader, steps: int) -> int:
     """Images of the first `steps` steps, over all processes."""
     epochs, rest = divmod(steps, len(loader))
     length, batch_size = len(loader.dataset), loader.batch_sampler.batch_size

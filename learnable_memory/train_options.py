@@ -42,7 +42,7 @@ class TrainOptions(DataChoice, RunOptions):
     image_size: int | None = option(
         None, "side of the images", group="head", legal=at_least(1), unit="pixels", default_help="the base's own"
     )
-    name: str | None = option(None, "its name", group="head", legal=HEAD_NAME, default_help="the data set's")
+    name: str = option(None, "its name", group="head", legal=HEAD_NAME, default_help="the data set's")
     method: tuple[str, ...] = option(
         ("memory",),
         "what is learned. memory: memory, class token and classifier; head+class: no memory, the same as -m 0; "
@@ -53,7 +53,7 @@ class TrainOptions(DataChoice, RunOptions):
         group=GRID,
         choices=METHODS,
     )
-    number_of_memory_tokens: tuple[int, ...] | None = option(
+    number_of_memory_tokens: tuple[int, ...] = option(
         None,
         "memory tokens (the paper's cells) in each layer; 0 leaves class token and classifier; of VPT the prompts",
         flags=("-m", "--number_of_memory_tokens"),
@@ -89,7 +89,7 @@ class TrainOptions(DataChoice, RunOptions):
         (0.0,), "decay of a moving average, which is then what is evaluated and kept; 0: none", group=GRID,
         legal=FRACTION,
     )  # fmt: skip
-    seeds: tuple[int, ...] | None = option(
+    seeds: tuple[int, ...] = option(
         None,
         "draw initial values",
         group=GRID,

@@ -47,10 +47,12 @@ class Preprocessing:
     `(value * rescale - mean[c]) / std[c]`, with values 0..255.
 
     Attributes:
-        height, width: what the model sees, in pixels.
+        height: of what the model sees, in pixels.
+        width: of the same, in pixels.
         resample: "nearest", "bilinear", "bicubic" or "lanczos", all antialiased but the first.
         rescale: factor for the values 0..255; usually 1/255.
-        mean, std: three numbers each; (0, 0, 0) and (1, 1, 1) where the base's processor does not normalise.
+        mean: three numbers; (0, 0, 0) where the base's processor does not normalise.
+        std: three numbers; (1, 1, 1) there.
         resize: two numbers, (height, width): the whole image is stretched to them; one number: the shorter side becomes
             that long and the aspect stays. Left out: (height, width), so that nothing is cut away.
 
@@ -129,6 +131,7 @@ class Preprocessing:
 
     def at(self, size: int) -> "Preprocessing":
         """The same for images of size x size pixels: what is cut away stays the same share of the image."""
+        resize: tuple[int, ...]
         if len(self.resize) == 1:
             resize = (round(self.resize[0] * size / min(self.height, self.width)),)
         else:

@@ -50,10 +50,12 @@ class TunedFile:
 
     @property
     def name(self) -> str:
+        """What it is called, as a head is."""
         return self.metadata["name"]
 
     @property
     def spec(self) -> MethodSpec:
+        """The method that it was learned with."""
         return MethodSpec(**self.metadata["spec"])
 
 
@@ -125,7 +127,7 @@ def is_tuned(path: str | os.PathLike) -> bool:
         return False
 
 
-def _metadata(file, path: Path) -> dict:
+def _metadata(file: safe_open, path: Path) -> dict:
     header = file.metadata() or {}
     if NETWORK_KEY not in header:
         raise ValueError(f"{path} holds no network of its own: its header has no '{NETWORK_KEY}' entry.")
@@ -166,7 +168,7 @@ def _check_base_record(base: object) -> None:
 
 def _spec_of(record: object) -> MethodSpec:
     """Raises ValueError for other keys or types than those of `MethodSpec`, or a spec that is not legal."""
-    types = {field.name: (type(field.default),) for field in fields(MethodSpec)}
+    types: dict[str, tuple[type, ...]] = {field.name: (type(field.default),) for field in fields(MethodSpec)}
     types["prompt_dropout"] = (int, float)  # JSON knows one kind of number
     if not isinstance(record, dict) or record.keys() != types.keys():
         got = ", ".join(map(str, record)) if isinstance(record, dict) else repr(record)

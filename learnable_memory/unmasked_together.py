@@ -33,7 +33,8 @@ class UnmaskedTogether(nn.Module):
                 raise ValueError(f"{name} is {network.spec.label}, but only unmasked memory can be put beside others.")
         if len({network.spec.memory_norm for network in networks.values()}) > 1:
             raise ValueError("Memory through the norm and after it cannot stand in one unmasked model.")
-        self.names, self.networks = list(networks), nn.ModuleList(networks.values())
+        self.names = list(networks)
+        self.networks: Sequence[PromptTuning] = nn.ModuleList(networks.values())  # type: ignore[assignment]  # untyped
 
     def forward(
         self, pixel_values: Tensor, heads: Sequence[str] | None = None, with_base: bool = False
@@ -42,7 +43,11 @@ class UnmaskedTogether(nn.Module):
         first = self.networks[0]
         hidden = first.base.embed(pixel_values)  # [B, N, D]
         position = first.base.vit.embeddings.position_embeddings[0, :1]  # [1, D]
-        tokens = torch.stack([network.class_token for network in self.networks]).to(position.dtype) + position  # [T, D]
+        learned: list[Tensor] = []
+        for network in self.networks:
+            assert network.class_token is not None, "the constructor takes no others"
+            learned.append(network.class_token)
+        tokens = torch.stack(learned).to(position.dtype) + position  # [T, D]
         hidden = torch.cat([tokens.expand(len(hidden), -1, -1), hidden[:, 1:]], dim=1)  # [B, T + N - 1, D]
         for index in range(len(first.attention)):
             memory = torch.cat([network.memory[index] for network in self.networks]).to(hidden.dtype)  # [M, D]

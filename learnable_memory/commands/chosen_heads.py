@@ -13,7 +13,7 @@ from pathlib import Path
 
 from learnable_memory import heads, tuned_files
 from learnable_memory.commands.model import load_base
-from learnable_memory.config import RunOptions
+from learnable_memory.config import PredictOptions, ValidationOptions
 from learnable_memory.heads import HeadFile
 from learnable_memory.together import check_together, hash_of, parents_first
 from learnable_memory.transforms import Preprocessing
@@ -104,7 +104,9 @@ class ChosenHeads:
         return groups
 
 
-def load_chosen(chosen: ChosenHeads, options: RunOptions) -> tuple[MemoryCapableViT, Preprocessing]:
+def load_chosen(
+    chosen: ChosenHeads, options: ValidationOptions | PredictOptions
+) -> tuple[MemoryCapableViT, Preprocessing]:
     """The base with all these heads on it, on the device and in the precision of the options, and its preprocessing.
 
     The model is not set to a size of images: see `by_preprocessing` for what its heads need.

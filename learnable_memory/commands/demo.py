@@ -7,9 +7,15 @@ the base's own 80 classes. One model then answers all three tasks in one pass; a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from learnable_memory.config import TrainOptions, ValidationOptions
 from learnable_memory.options import Options, option, parse
+
+if TYPE_CHECKING:
+    from learnable_memory.images import ImageSet
+    from learnable_memory.transforms import Preprocessing
+    from vit import MemoryCapableViT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +27,7 @@ class DemoOptions(Options):
 
 
 # Small data sets, few steps: small batches and a rate above the default. The rest is as `vit_train.py` has it.
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "Digits": {"epochs": 24, "lr": 1.0, "number_of_memory_tokens": 5, "batch_size": 16},
     "FashionMNIST": {"epochs": 8, "lr": 1.0, "number_of_memory_tokens": 10, "batch_size": 32},
 }
@@ -30,18 +36,26 @@ RECIPES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Train both heads, put them together, evaluate, draw."""
     options = parse(DemoOptions, __doc__, argv, prog="python -m learnable_memory demo")
+    from learnable_memory.checkpoint import Interrupted
     from learnable_memory.commands import train, validation
     from learnable_memory.commands.model import load_base, start_logging
 
     start_logging()
     # A directory of its own, where no data sets are: the demo is about those that ship.
-    where = {"base_model": options.base_model, "directory": options.output / "data", "no_download": True}
+    where: dict[str, Any] = {
+        "base_model": options.base_model,
+        "directory": options.output / "data",
+        "no_download": True,
+    }
     together = ValidationOptions(models_list=tuple(RECIPES), models_folder=options.output, **where)
     model, preprocessing = load_base(options.base_model, together)
     if not model.has_base_classifier:
         raise ValueError(f"{options.base_model} has no classifier, so it has no answers to put beside those of heads.")
     for name, recipe in RECIPES.items():
-        train.run(TrainOptions(dataset=name, output=options.output, overwrite=True, **recipe, **where))
+        try:
+            train.run(TrainOptions(dataset=name, output=options.output, overwrite=True, **recipe, **where))
+        except Interrupted as stopped:  # it says how vit_train.py goes on
+            raise Interrupted("interrupted; the next demo begins anew", stopped.signal_number) from None
     rows = validation.validate(together)
     pixels = {"linear probe on pixels": [f"{100 * linear_probe_on_pixels(row['head'], together):.2f}" for row in rows]}
     same, picture = answers_in_one_pass(model, preprocessing, together, options.output / "answers.png")
@@ -61,14 +75,16 @@ def linear_probe_on_pixels(name: str, options: ValidationOptions) -> float:
 
     data = load_data_set(name, options.directory, download=False)
 
-    def pixels(split) -> np.ndarray:
+    def pixels(split: "ImageSet") -> np.ndarray:
         return np.stack([np.asarray(split.image(i)).ravel() / 255 for i in range(len(split))])
 
     probe = LogisticRegression(max_iter=1000).fit(pixels(data.train), data.train.labels)
     return probe.score(pixels(data.eval), data.eval.labels)
 
 
-def answers_in_one_pass(model, preprocessing, options: ValidationOptions, picture: Path) -> tuple[bool, Path]:
+def answers_in_one_pass(
+    model: "MemoryCapableViT", preprocessing: "Preprocessing", options: ValidationOptions, picture: Path
+) -> tuple[bool, Path]:
     """Draw what one pass over images of both data sets answers, and compare the base's answers to those without heads.
 
     `model` is the base, without heads yet. Returns whether its own logits are the same, bit for bit, and the picture's
@@ -98,7 +114,9 @@ def answers_in_one_pass(model, preprocessing, options: ValidationOptions, pictur
     return torch.equal(before, outputs["base"].logits), plots.answers(shown, answers, own, picture)
 
 
-def where_heads_look(model, preprocessing, options: ValidationOptions, picture: Path) -> Path:
+def where_heads_look(
+    model: "MemoryCapableViT", preprocessing: "Preprocessing", options: ValidationOptions, picture: Path
+) -> Path:
     """Draw where each head looks in one image of each data set, and how much its memory weighs; returns the path."""
     from learnable_memory.attention_plot import attention_picture
     from learnable_memory.data import load_data_set

@@ -107,7 +107,7 @@ def measure(group: Sequence[PlannedRun], count: int) -> Measured:
         group, count = group[:1], count * len(group)
     reset_peak_memory(base.device)
     cells = {f"h{number}": run.cell for number, run in enumerate(group)}
-    one_pass = Pass(base, data, options, cells, options.data_seeds[0])
+    one_pass = Pass(base, data, options, cells, group[0].data_seed)
     model, recipes = one_pass.model, one_pass.recipes()
     loader = one_pass.inputs().train(data.train)
     steps = recipes["h0"].steps(len(loader))

@@ -50,12 +50,15 @@ class PlannedRun:
 
     @property
     def cell(self) -> Cell:
+        """What is learned, its rate and its seed."""
         (cell,) = cells(self.options)
         return cell
 
     @property
     def data_seed(self) -> int:
-        return self.options.data_seeds[0]
+        """Draws order, views and selection split."""
+        (seed,) = self.options.data_seeds or ()
+        return seed
 
     @property
     def name(self) -> str:
@@ -172,21 +175,28 @@ def run_pass(
     by_name = {run.name: run for run in group}
     with RunLog(own, overwrite=True) as log:
         one_pass = Pass(
-            base, data, options, {name: run.cell for name, run in by_name.items()}, options.data_seeds[0], log,
+            base, data, options, {name: run.cell for name, run in by_name.items()}, group[0].data_seed, log,
             others=True,
         )  # fmt: skip
         outcomes = one_pass.run(checkpoint, ending, keep)
     if results is not None:
-        results.append(*(result_row(by_name[outcome.head], outcome, base, data) for outcome in outcomes))
+        common = of_the_pass(base, data)
+        results.append(*({**result_row(by_name[each.head], each, base), **common} for each in outcomes))
     shutil.rmtree(own)
 
 
-def result_row(run: PlannedRun, outcome: Outcome, base: TrainingBase, data: DataSet) -> dict[str, Any]:
-    """What the results file says of a run."""
-    splits = {role: split["hash"] for role, split in data.record()["splits"].items()}
+def result_row(run: PlannedRun, outcome: Outcome, base: TrainingBase) -> dict[str, Any]:
+    """What the results file says of one run."""
     return {
         "kind": "run", "grid": run.variant.grid, "labels": dict(run.variant.labels), "key": run.key,
         "options": dict(run.variant.options), **outcome.row(), "combinable": base.is_head(run.cell.spec),
+    }  # fmt: skip
+
+
+def of_the_pass(base: TrainingBase, data: DataSet) -> dict[str, Any]:
+    """What it says of all runs of a pass."""
+    splits = {role: split["hash"] for role, split in data.record()["splits"].items()}
+    return {
         "base": {"id": base.base_id, "fingerprint": base.fingerprint}, "splits": splits, "eval_hash": splits["eval"],
         "versions": versions(),
         "machine": {"device": device_words(base.device), "threads": torch.get_num_threads()},

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from learnable_memory import heads, tuned_files
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.commands.experiment_runs import PlannedRun, data_of, run_options, run_pass
@@ -27,7 +29,7 @@ from learnable_memory.experiments.card import Card, Together
 from learnable_memory.experiments.findings import Findings
 from learnable_memory.experiments.keys import digest
 from learnable_memory.experiments.results import Results, pack_right
-from learnable_memory.methods import Learned, build_network
+from learnable_memory.methods import Learned, PromptTuning, build_network
 from learnable_memory.unmasked_together import UnmaskedTogether
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class Member:
     """One of the heads.
 
     Attributes:
-        along, label: the dimension of the data sets, and the label of its own.
+        along: the dimension of the data sets.
+        label: of its own data set.
         name: legal for a head.
         row: its run in the results.
     """
@@ -84,7 +87,8 @@ def members_of(
     findings: Findings, analysis: Together, data_seed: int, where: Mapping[str, Any]
 ) -> list[Member] | None:  # fmt: skip
     """The heads that an analysis puts together, in its order; None while one of them is not there, or has diverged."""
-    along, members = analysis.settings["along"], []
+    along = analysis.settings["along"]
+    members: list[Member] = []
     for variant in analysis.members(findings.card.grid(analysis.settings["grid"])):
         mine = [row for row in findings[variant].scored if row["data_seed"] == data_seed]
         if not mine:
@@ -107,16 +111,16 @@ def learned_file(member: Member, folder: Path) -> Path:
 def concatenation(members: Sequence[Member], folder: Path, resume: bool) -> Iterator[dict[str, Any]]:
     """All in one model, all answering in every pass."""
     base = TrainingBase(members[0].run.options)
-    names = [base.vit.load_head(learned_file(member, folder)) for member in members]
+    names = [base.tokens.load_head(learned_file(member, folder)) for member in members]
     for name, member in zip(names, members, strict=True):
-        yield _evaluated(base.vit, name, base, member, alongside=names)
+        yield _evaluated(base.tokens, name, base, member, alongside=names)
 
 
 def extension(members: Sequence[Member], folder: Path, resume: bool) -> Iterator[dict[str, Any]]:
     """Each but the first is trained again, at its own rate, on top of all before it."""
     base = TrainingBase(members[0].run.options)
-    before = [base.vit.load_head(learned_file(members[0], folder))]
-    yield _evaluated(base.vit, before[0], base, members[0])
+    before = [base.tokens.load_head(learned_file(members[0], folder))]
+    yield _evaluated(base.tokens, before[0], base, members[0])
     for number, member in enumerate(members[1:], start=1):
         # Another parent makes another head of it: its state is found under all of their keys.
         own = folder / "passes" / digest(["extension", *(each.run.key for each in members[: number + 1])])
@@ -125,7 +129,7 @@ def extension(members: Sequence[Member], folder: Path, resume: bool) -> Iterator
         options, cells = member.run.options, {member.name: member.run.cell}
         one_pass = Pass(base, data_of(options), options, cells, member.run.data_seed, extends=before)
         one_pass.run(Checkpoint(own / "checkpoint.pt", options.checkpoint_steps), own / "outcomes.json")
-        yield _evaluated(base.vit, member.name, base, member)
+        yield _evaluated(base.tokens, member.name, base, member)
         shutil.rmtree(own, ignore_errors=True)
         before.append(member.name)
 
@@ -133,10 +137,12 @@ def extension(members: Sequence[Member], folder: Path, resume: bool) -> Iterator
 def unmasked(members: Sequence[Member], folder: Path, resume: bool) -> Iterator[dict[str, Any]]:
     """The first alone, with the second, and so on; each data set that is in is evaluated each time."""
     base = TrainingBase(members[0].run.options)
-    networks = {}
+    networks: dict[str, PromptTuning] = {}
     for member in members:
         file = tuned_files.load(learned_file(member, folder))
-        network = build_network(base.vit, file.spec, file.metadata["num_labels"])
+        network = build_network(base.tokens, file.spec, file.metadata["num_labels"])
+        if not isinstance(network, PromptTuning):
+            raise ValueError(f"{member.label} is {file.spec.label}, but only unmasked memory can be put beside others.")
         Learned(network).load_state_dict(file.tensors)
         networks[member.name] = network
     for count in range(1, len(members) + 1):
@@ -155,7 +161,8 @@ def _evaluated(
     model: Any, name: str, base: TrainingBase, member: Member, alongside: Sequence[str] = ()
 ) -> dict[str, Any]:  # fmt: skip
     """The row of one head, beside what it was alone."""
-    options, right, alone = member.run.options, {}, member.row
+    options, alone = member.run.options, member.row
+    right: dict[str, Tensor] = {}
     data = data_of(options)
     loader = evaluation_loader(data.eval, base.preprocessing, options, base.device)
     score = evaluate(model, loader, [name], alongside, right=right)[name]

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from learnable_memory.config import Machine
 from learnable_memory.options import NOT_EMPTY, Options, first_word, option, parse
+
+if TYPE_CHECKING:
+    from learnable_memory.experiments.card import Card
+    from learnable_memory.experiments.results import Results
 
 PROG = "python -m learnable_memory experiments"
 ACTIONS = {
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     action = first_word("action", ACTIONS, PROG, "Experiments that write their own tables.", argv)
     if action == "list":
         return _list(argv[1:])
-    kinds = {"run": RunCardOptions, "report": CardOptions, "cost": PartOptions}
+    kinds: dict[str, type[CardOptions]] = {"run": RunCardOptions, "report": CardOptions, "cost": PartOptions}
     options = parse(kinds[action], ACTIONS[action], argv[1:], prog=f"{PROG} {action}")
     from learnable_memory.commands.model import start_logging
     from learnable_memory.experiments.card import card_path, read_card
@@ -75,10 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         card = smoke_card(card, folder)
     results = Results(folder / "results.jsonl")
-    return {"run": _run, "report": _report, "cost": _cost}[action](card, results, folder, options)
+    if isinstance(options, RunCardOptions):
+        return _run(card, results, folder, options)
+    if isinstance(options, PartOptions):
+        return _cost(card, results, folder, options)
+    return _report(card, results, folder, options)
 
 
-def _run(card, results, folder: Path, options: RunCardOptions) -> int:
+def _run(card: Card, results: Results, folder: Path, options: RunCardOptions) -> int:
     from learnable_memory.commands.experiment_runs import run_card
     from learnable_memory.commands.experiment_together import run_together
     from learnable_memory.experiments.findings import progress
@@ -103,7 +112,7 @@ def where_of(options: PartOptions, folder: Path) -> dict:
     }  # fmt: skip
 
 
-def _report(card, results, folder: Path, options: CardOptions) -> int:
+def _report(card: Card, results: Results, folder: Path, options: CardOptions) -> int:
     from learnable_memory.experiments.report import write_report
 
     for path in write_report(card, results.rows(), folder):
@@ -111,7 +120,7 @@ def _report(card, results, folder: Path, options: CardOptions) -> int:
     return 0
 
 
-def _cost(card, results, folder: Path, options: PartOptions) -> int:
+def _cost(card: Card, results: Results, folder: Path, options: PartOptions) -> int:
     from learnable_memory.commands.experiment_cost import predicted
 
     print(predicted(card, results.rows(), where_of(options, folder), options.only or ()))
@@ -120,11 +129,14 @@ def _cost(card, results, folder: Path, options: PartOptions) -> int:
 
 def _list(argv: Sequence[str]) -> int:
     parse(Options, ACTIONS["list"], argv, prog=f"{PROG} list")
-    from learnable_memory.experiments.card import card_names, card_path, read_card
+    from learnable_memory.experiments.card import FOLDER, card_names, card_path, read_card
     from learnable_memory.experiments.findings import progress
     from learnable_memory.experiments.results import Results
 
-    for name in card_names():
+    names = card_names()
+    if not names:
+        raise FileNotFoundError(f"there are no cards in {FOLDER}: run this in a clone of the repository.")
+    for name in names:
         card = read_card(name)
         there, planned = progress(card, Results(card_path(name).parent / "results.jsonl").rows())
         print(f"{name:<16}{f'{there} of {planned} runs':<20}{card.question}")

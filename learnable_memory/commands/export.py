@@ -28,9 +28,12 @@ class ExportOptions(HeadChoice, Places):
     )
     with_base: bool = option(False, "also what the base's own classifier says, as the output base", group="heads")
     format: str = option(
-        "onnx", "onnx: for onnxruntime and others; torch-export: for torch.export.load", group="file", choices=SUFFIXES
+        "onnx",
+        "onnx: for onnxruntime and others; torch-export: for torch.export.load",
+        group="file",
+        choices=tuple(SUFFIXES),
     )
-    output: Path | None = option(
+    output: Path = option(
         None, "the file to write", group="file", default_help="heads.onnx or heads.pt2 in --models_folder"
     )
     tolerance: float = option(

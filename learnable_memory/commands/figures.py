@@ -20,6 +20,7 @@ class FiguresOptions(Options):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the mask, the extension's mask and the two streams, and print where they are."""
     options = parse(FiguresOptions, "Draw the pictures of the README.", argv, prog="python -m learnable_memory figures")
 
     from learnable_memory import plots

@@ -47,7 +47,7 @@ def convert(options: ConvertOptions) -> None:
     _check_free([options.new], options.overwrite)
     files = heads.read_old(options.old, options.names)
     if options.base_model:
-        files = _on_base(files, options)
+        files = _on_base(files, options.base_model, options)
     if len(files) == 1:
         heads.save(options.new, files[0].tensors, files[0].metadata)
     else:
@@ -89,9 +89,9 @@ def fetch(options: FetchOptions) -> None:
     _say_what_is_needed(files, options.output)
 
 
-def _on_base(files: Sequence[HeadFile], options: ConvertOptions) -> list[HeadFile]:
+def _on_base(files: Sequence[HeadFile], base_model: str, options: ConvertOptions) -> list[HeadFile]:
     """The heads as heads of this base. Raises ValueError if it is not the one whose tensors the old file holds."""
-    model, _ = open_base(options.base_model, options.base_cache, not options.no_download, sized=False, own_pixels=False)
+    model, _ = open_base(base_model, options.base_cache, not options.no_download, sized=False, own_pixels=False)
     size = model.config.hidden_size, model.config.num_hidden_layers
     for file in files:
         heads.check_base(file.metadata, model.fingerprint, *size, where=str(options.old))

@@ -1,11 +1,10 @@
 """From a data set's name to batches: decoded by workers, kept in memory, or kept as what the base makes of them."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import torch
-from torch.utils.data import Sampler
 
 from learnable_memory.broken import Inspector, leave_out_broken
 from learnable_memory.config import RunOptions, TrainOptions
@@ -13,7 +12,8 @@ from learnable_memory.data import DataSet, load_data_set
 from learnable_memory.evaluate import is_shared
 from learnable_memory.features import CachedLoader, FeatureCache, contents_of, describe
 from learnable_memory.images import ImageSet
-from learnable_memory.loading import EpochBatches, Key, make_loader
+from learnable_memory.loading import EpochBatches, Key, Loader, make_loader
+from learnable_memory.methods import TunedModel
 from learnable_memory.small_images import SmallImageLoader, fits
 from learnable_memory.transforms import Preprocessing
 from vit import BaseTokens, MemoryCapableViT
@@ -30,7 +30,9 @@ def chosen_data(options: TrainOptions, accelerator: Any = None) -> dict[int | No
         options.dataset, options.directory, options.split_seed, not options.no_download,
         split=options.split, image_column=options.image_column, label_column=options.label_column,
     )  # fmt: skip
-    found = {seed: data.with_select_seed(seed) for seed in options.data_seeds or ()} or {None: data}
+    found: dict[int | None, DataSet] = {None: data}
+    if options.data_seeds is not None:
+        found = {seed: data.with_select_seed(seed) for seed in options.data_seeds}
     if options.on_bad_image == "stop":
         return found
     inspector = Inspector(options.workers, accelerator)
@@ -50,9 +52,9 @@ def recorded_data(record: Mapping[str, Any], options: RunOptions) -> DataSet:
 
 
 def image_loader(
-    image_set: ImageSet, preprocessing: Preprocessing, views: str | None, batches: Sampler[list[Key]] | list[list[Key]],
+    image_set: ImageSet, preprocessing: Preprocessing, views: str | None, batches: EpochBatches | list[list[Key]],
     options: RunOptions, device: torch.device, seed: int = 0,
-) -> Iterable:  # fmt: skip
+) -> Loader:  # fmt: skip
     """Batches of pixels: small images are kept on the device and augmented there, others come from workers.
 
     Args:
@@ -71,7 +73,7 @@ def evaluation_loader(
     options: RunOptions,
     device: torch.device,
     accelerator: Any = None,
-) -> Iterable:
+) -> Loader:
     """A whole split in order, in its evaluation view; of several processes, this one's part."""
     return image_loader(image_set, preprocessing, None, _in_order(image_set, options, accelerator), options, device)
 
@@ -87,8 +89,8 @@ class TrainingInputs:
     """
 
     def __init__(
-        self, model: MemoryCapableViT, preprocessing: Preprocessing, views: str | None, options: TrainOptions,
-        seed: int, heads: int, accelerator: Any = None,
+        self, model: MemoryCapableViT | TunedModel, preprocessing: Preprocessing, views: str | None,
+        options: TrainOptions, seed: int, heads: int, accelerator: Any = None,
     ) -> None:  # fmt: skip
         self.model, self.preprocessing, self.options, self.seed = model, preprocessing, options, seed
         self.views = None if options.views == 0 else views
@@ -99,31 +101,34 @@ class TrainingInputs:
                 "stays in memory as far as there is room."
             )
 
-    def train(self, image_set: ImageSet) -> Iterable:
+    def train(self, image_set: ImageSet) -> Loader:
         """Shuffled, in random views."""
         shown = None if self.options.views is None else max(1, self.options.views)
         part = part_of(self.accelerator)
         batches = EpochBatches(len(image_set), self.options.batch_size, self.seed, shuffle=True, views=shown, **part)
-        return self._loader(image_set, self.views, batches, "train", stored_views=shown if self.views else 1)
+        return self._loader(image_set, self.views, batches, "train", stored_views=(shown or 1) if self.views else 1)
 
-    def select(self, image_set: ImageSet) -> Iterable:
+    def select(self, image_set: ImageSet) -> Loader:
         """In order, in the evaluation view."""
         return self._loader(image_set, None, _in_order(image_set, self.options, self.accelerator), "select")
 
     def _loader(
         self, image_set: ImageSet, views: str | None, batches: EpochBatches, role: str, stored_views: int = 1
-    ) -> Iterable:
+    ) -> Loader:
         if self.options.cache == "none":
             return image_loader(image_set, self.preprocessing, views, batches, self.options, self.device, self.seed)
-        cache = self._cache(image_set, views, stored_views, role)
+        assert isinstance(self.model, MemoryCapableViT)  # TrainOptions refuses a cache for anything but heads
+        cache = self._cache(self.model, image_set, views, stored_views, role)
         # On a CPU batches are made in the base's precision at once; a GPU converts faster than it gets them.
         dtype = self.model.vit.embeddings.cls_token.dtype if self.device.type == "cpu" else None
         return CachedLoader(cache, image_set, batches, BaseTokens, dtype)
 
-    def _cache(self, image_set: ImageSet, views: str | None, count: int, role: str) -> FeatureCache:
+    def _cache(
+        self, model: MemoryCapableViT, image_set: ImageSet, views: str | None, count: int, role: str
+    ) -> FeatureCache:
         options, process = self.options, part_of(self.accelerator)
         contents = contents_of(
-            self.model, image_set, self.preprocessing.hash, views, self.seed, options.cache_form, options.cache_dtype
+            model, image_set, self.preprocessing.hash, views, self.seed, options.cache_form, options.cache_dtype
         )
         folder = (options.cache_folder or options.directory / "cache") if options.cache == "disk" else None
         cache = FeatureCache(contents, len(image_set), count, folder)
@@ -132,7 +137,7 @@ class TrainingInputs:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()  # all have looked at what is missing before anybody writes
         cache.build(
-            self.model,
+            model,
             lambda keys: image_loader(image_set, self.preprocessing, views, keys, options, self.device, self.seed),
             options.batch_size, description=f"cache of {role}", **process,
         )  # fmt: skip
@@ -145,7 +150,14 @@ def _in_order(image_set: ImageSet, options: RunOptions, accelerator: Any) -> Epo
     return EpochBatches(len(image_set), options.batch_size, **part_of(accelerator))
 
 
-def part_of(accelerator: Any) -> dict[str, int]:
+class Part(TypedDict):
+    """Which of how many processes."""
+
+    process: int
+    processes: int
+
+
+def part_of(accelerator: Any) -> Part:
     """Which of how many processes this one is."""
     if accelerator is None:
         return {"process": 0, "processes": 1}

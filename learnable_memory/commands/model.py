@@ -8,6 +8,7 @@ import transformers
 
 from learnable_memory.bases import convert, find_base, is_stock, preprocessing_of
 from learnable_memory.config import RunOptions
+from learnable_memory.methods import TunedModel
 from learnable_memory.transforms import Preprocessing
 from vit import MemoryCapableViT
 
@@ -79,7 +80,7 @@ def check_no_attention(base: str, options: RunOptions) -> None:
         raise ValueError(f"{base} is a convolutional network, without attention: leave --attn_implementation out.")
 
 
-def check_with_base(model: MemoryCapableViT) -> None:
+def check_with_base(model: MemoryCapableViT | TunedModel) -> None:
     """Raise ValueError if `--with_base` asks a base for answers that has none."""
     if not model.has_base_classifier:
         raise ValueError(f"{model.base_id} has no classifier, so it has no answers of its own: leave --with_base.")
@@ -102,7 +103,8 @@ def choose_attention(model: MemoryCapableViT, implementation: str, precision: st
 
 def autocast_of(options: RunOptions) -> torch.dtype | None:
     """The arithmetic of weights that are kept in float32 because they are learned; None for float32."""
-    return None if options.precision == "float32" else getattr(torch, options.precision)
+    precision = options.precision or "float32"
+    return None if precision == "float32" else getattr(torch, precision)
 
 
 def load_base(

@@ -18,7 +18,7 @@ from learnable_memory.commands.inputs import TrainingInputs, evaluation_loader
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions, to_dict
 from learnable_memory.data import DataSet
-from learnable_memory.evaluate import evaluate, is_shared
+from learnable_memory.evaluate import Score, evaluate, is_shared
 from learnable_memory.experiments.results import pack_right
 from learnable_memory.grid import OF_A_CELL, Cell, Outcome
 from learnable_memory.headlog import HeadLog
@@ -92,8 +92,7 @@ class Pass:
             Outcome(
                 cell=cell, head=name, data_seed=self.seed, parameters=self._parameters(name),
                 epoch=best[name].epoch + 1 if best[name].score else None, diverged_at=best[name].diverged_at,
-                select=asdict(best[name].score) if best[name].score else None,
-                eval=asdict(scores[name]) if name in scores else None,
+                select=_as_dict(best[name].score), eval=_as_dict(scores.get(name)),
                 eval_right=pack_right(right[name].numpy()) if name in right else None,
                 steps=best[name].steps, train_seconds=preparing + best[name].seconds, eval_seconds=evaluating,
                 heads_in_pass=len(self.names), peak_memory_bytes=memory,
@@ -101,21 +100,22 @@ class Pass:
             for name, cell in self.names.items()
         ]  # fmt: skip
         if self.log is not None:
-            self._leave(outcomes, ending, learned)
+            self._leave(self.log, outcomes, ending, learned)
             checkpoint.remove()
         return outcomes
 
-    def _leave(self, outcomes: Sequence[Outcome], ending: Path, learned: Path | None) -> None:
-        evaluated = [each for each in outcomes if each.eval is not None]
+    def _leave(self, log: RunLog, outcomes: Sequence[Outcome], ending: Path, learned: Path | None) -> None:
+        evaluated = [(each, each.eval) for each in outcomes if each.eval is not None]
         if evaluated:
-            rows = {each.head: {f"eval/{key}": value for key, value in each.eval.items()} for each in evaluated}
+            rows = {each.head: {f"eval/{key}": value for key, value in scores.items()} for each, scores in evaluated}
             whole = [each for each in outcomes if not each.diverged]
-            chosen = grid.best(whole) if whole else evaluated[0]
-            HeadLog(self.log, list(self.names), self.alone).write(rows, chosen.steps, chosen.epoch)
+            chosen = grid.best(whole) if whole else evaluated[0][0]
+            assert chosen.steps is not None and chosen.epoch is not None  # it was trained here, and evaluated
+            HeadLog(log, list(self.names), self.alone).write(rows, chosen.steps, chosen.epoch)
         for each in outcomes:
             if learned is not None and not each.diverged:
                 self.save(each, learned / heads.file_name(each.head))
-        write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": self.log.position})
+        write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": log.position})
 
     def save(self, outcome: Outcome, path: Path) -> None:
         """Write what one of its cells has learned: the file of a head, or that of a network."""
@@ -152,7 +152,8 @@ class Pass:
         seconds that it took."""
         loader = evaluation_loader(self.data.eval, self.base.preprocessing, self.options, device, self.accelerator)
         description = f"{self.options.name} eval" if self.log is not None else None
-        right, start = {}, time.perf_counter()
+        right: dict[str, torch.Tensor] = {}
+        start = time.perf_counter()
         scores = evaluate(self.model, loader, names, description=description, accelerator=self.accelerator, right=right)
         return scores, {} if is_shared(self.accelerator) else right, time.perf_counter() - start
 
@@ -181,6 +182,10 @@ class Pass:
         o = self.options
         common = Recipe(o.epochs, o.lr[0], o.momentum, o.clip, o.warmup_steps, o.max_steps)
         return {name: dataclasses.replace(common, lr=cell.lr, fit=cell.fit) for name, cell in self.names.items()}
+
+
+def _as_dict(score: Score | None) -> dict[str, Any] | None:
+    return None if score is None else asdict(score)
 
 
 def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOptions, outcome: Outcome) -> dict:

@@ -41,9 +41,11 @@ class Files:
 
     @property
     def folder(self) -> Path:
+        """Metrics and options, and while it runs all that `--resume` needs."""
         return self.options.output / f"{self.options.name}_run"
 
     def checkpoint(self, suffix: str) -> Path:
+        """The state of the pass whose files end in `suffix`."""
         return self.folder / f"checkpoint{suffix}.pt"
 
     def outcomes(self, suffix: str) -> Path:
@@ -64,6 +66,7 @@ class Files:
         return self.folder / f"splits{suffix}.json"
 
     def unfinished(self) -> list[Path]:
+        """What an interrupted run has left to go on with."""
         return sorted([*self.folder.glob("checkpoint*.pt"), *self.folder.glob("outcomes*.json")])
 
     def done_with(self) -> list[Path]:
@@ -100,7 +103,7 @@ def run(options: TrainOptions) -> int:
         compare_pixels(parents, base.preprocessing)
     data_sets = chosen_data(options, accelerator)
 
-    mirror = accelerator.log if options.log_with else None
+    mirror = accelerator.log if accelerator is not None and options.log_with else None
     if is_main(accelerator) and not options.resume:
         for path in files.unfinished():
             path.unlink()
@@ -117,7 +120,7 @@ def run(options: TrainOptions) -> int:
     finally:
         if log is not None:
             log.close()
-        if options.log_with:
+        if accelerator is not None and options.log_with:
             accelerator.end_training()
     if log is not None:
         leave(outcomes, files)
@@ -204,7 +207,8 @@ def log_position(files: Files) -> int | None:
     """Where the log of the run that is resumed goes on; None for a new run."""
     if not files.options.resume or not files.folder.exists():
         return None
-    states = [Checkpoint(path).load() for path in files.folder.glob("checkpoint*.pt")]
+    checkpoints = (Checkpoint(path).load() for path in files.folder.glob("checkpoint*.pt"))
+    states = [state for state in checkpoints if state is not None]
     states += [json.loads(path.read_text(encoding="utf-8")) for path in files.folder.glob("outcomes*.json")]
     return max((state["log_position"] or 0 for state in states), default=0)
 
@@ -212,6 +216,7 @@ def log_position(files: Files) -> int | None:
 def leave(outcomes: Sequence[Outcome], files: Files) -> None:
     """Write the results and say where they are. The best head's file comes last: with it the run is finished."""
     options, chosen = files.options, grid.best(outcomes)
+    assert chosen.select is not None and chosen.eval is not None  # both are there of what did not diverge
     metrics = read_metrics(files.folder / "metrics.jsonl")
     metrics = metrics if len(outcomes) == 1 else metrics_of(metrics, chosen.head)
     picture = plots.training_curves(metrics, options.output / f"{options.name}_curves.png", options.name)

@@ -54,11 +54,19 @@ class TrainingBase:
     @property
     def fingerprint(self) -> str:
         """As heads and networks are bound to it."""
-        return (self.convolutional or self.vit).fingerprint
+        return (self.convolutional or self.tokens).fingerprint
 
     @property
     def base_id(self) -> str | None:
-        return (self.convolutional or self.vit).base_id
+        """What heads and networks say that they were trained on."""
+        return (self.convolutional or self.tokens).base_id
+
+    @property
+    def tokens(self) -> MemoryCapableViT:
+        """`vit`, for what needs tokens. Raises ValueError for a convolutional network."""
+        if self.vit is None:
+            raise ValueError(f"{self.options.base_model} is a convolutional network: it has no tokens, and no heads.")
+        return self.vit
 
     @property
     def kind(self) -> str:
@@ -75,7 +83,7 @@ class TrainingBase:
             if self.convolutional is not None:
                 self.convolutional.check(spec, self.options.gradient_checkpointing, self.processes)
             elif not spec.combinable:
-                check_method(spec, self.vit.config._attn_implementation)
+                check_method(spec, self.tokens.config._attn_implementation)
 
     def model(
         self, cells: Mapping[str, Cell], num_labels: int, extends: Sequence[str] = ()
@@ -88,12 +96,12 @@ class TrainingBase:
         if all(self.is_head(cell.spec) for cell in cells.values()):
             for name, cell in cells.items():
                 spec = cell.spec
-                self.vit.add_head(
+                self.tokens.add_head(
                     name, num_labels, spec.memory_tokens, extends, memory_norm=spec.memory_norm,
                     class_token=spec.method != "head", rank=dict.fromkeys(self.options.rank_of, spec.rank),
                     generator=torch.Generator().manual_seed(cell.seed),
                 )  # fmt: skip
-            return self.vit
+            return self.tokens
         ((name, cell),) = cells.items()
         network = self._network(cell, num_labels)
         model = TunedModel({name: network}, self.fingerprint, self.base_id).to(self.device)
@@ -109,10 +117,10 @@ class TrainingBase:
         if self.convolutional is not None:
             return self.convolutional.network(cell.spec, num_labels, generator, again, autocast)
         if cell.spec.method not in OF_WEIGHTS:
-            return build_network(self.vit, cell.spec, num_labels, generator, again)
+            return build_network(self.tokens, cell.spec, num_labels, generator, again)
         if autocast is not None and self._exact is None:
             self._exact, _ = self._load(exact=True)
-        return build_network(self._exact or self.vit, cell.spec, num_labels, generator, again, autocast)
+        return build_network(self._exact or self.tokens, cell.spec, num_labels, generator, again, autocast)
 
     def _load(self, exact: bool = False) -> tuple[MemoryCapableViT, Preprocessing]:
         options = self.options

@@ -13,7 +13,7 @@ from learnable_memory import heads, tuned_files
 from learnable_memory.bases import find_base
 from learnable_memory.commands.chosen_heads import ChosenHeads, choose_heads, load_chosen
 from learnable_memory.commands.model import autocast_of, check_no_attention, load_base, resolve_device
-from learnable_memory.config import RunOptions
+from learnable_memory.config import PredictOptions, RunOptions, ValidationOptions
 from learnable_memory.convolutional import ConvolutionalBase
 from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network
 from learnable_memory.predict import names_of_classes
@@ -31,14 +31,17 @@ class ChosenNetwork:
 
     @property
     def names(self) -> list[str]:
+        """Its own name alone."""
         return [self.file.name]
 
     @property
     def asked(self) -> dict[Path, list[str]]:
+        """File -> names in it."""
         return {self.path: self.names}
 
     @property
     def extended(self) -> set[str]:
+        """Empty: a network is built on no head."""
         return set()
 
     def metadata(self, name: str) -> dict:
@@ -72,7 +75,7 @@ def choose(names: Sequence[str], folder: Path) -> ChosenHeads | ChosenNetwork:
 
 
 def load_model(
-    chosen: ChosenHeads | ChosenNetwork, options: RunOptions
+    chosen: ChosenHeads | ChosenNetwork, options: ValidationOptions | PredictOptions
 ) -> tuple[MemoryCapableViT | TunedModel, Preprocessing]:
     """The model that answers, and the preprocessing of its base: `load_chosen` or `load_tuned`."""
     if isinstance(chosen, ChosenNetwork):
@@ -80,7 +83,7 @@ def load_model(
     return load_chosen(chosen, options)
 
 
-def load_tuned(file: TunedFile, options: RunOptions) -> tuple[TunedModel, Preprocessing]:
+def load_tuned(file: TunedFile, options: ValidationOptions | PredictOptions) -> tuple[TunedModel, Preprocessing]:
     """The network of a file on its base, frozen, for images of the size that it was trained on, and its preprocessing.
 
     Args:

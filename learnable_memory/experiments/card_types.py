@@ -52,9 +52,11 @@ class Grid:
     over: Mapping[str, tuple[Mapping[str, Any], ...]]
 
     def labels(self, dimension: str) -> list[str]:
+        """The labels of a dimension's entries, in their order."""
         return [entry["label"] for entry in self.over[dimension]]
 
     def variants(self) -> list[Variant]:
+        """All combinations, the last dimension changing fastest."""
         return [self._variant(entries) for entries in product(*self.over.values())]
 
     def _variant(self, entries: tuple[Mapping[str, Any], ...]) -> Variant:
@@ -84,9 +86,11 @@ class View:
         return {(_joined(variant, self.rows), _joined(variant, self.columns)): variant for variant in shown}
 
     def row_labels(self, grid: Grid) -> list[str]:
+        """Each once, in the order of the grid."""
         return list(dict.fromkeys(row for row, _ in self.cells(grid)))
 
     def column_labels(self, grid: Grid) -> list[str]:
+        """Each once, in the order of the grid."""
         return list(dict.fromkeys(column for _, column in self.cells(grid)))
 
 
@@ -140,7 +144,8 @@ class Together:
     """An analysis of heads that are put together, and the table of its results.
 
     Attributes:
-        rows, columns: keys of `labels` in the results of this analysis.
+        rows: keys of `labels` in the results of this analysis, for the rows.
+        columns: likewise, for the columns.
         values: of view_reader.TOGETHER_VALUES; several only without columns.
         settings: what the analysis itself is told: `kind`, one of view_reader.KINDS; `grid`; `heads`, dimension ->
             label; `along`, the dimension that is left; `order`, its labels in the order in which heads are added.
@@ -199,7 +204,9 @@ class Card:
     smoke: Mapping[str, Any] = field(default_factory=dict)
 
     def grid(self, name: str) -> Grid:
+        """The grid of this name, which the card has."""
         return next(grid for grid in self.grids if grid.name == name)
 
     def variants(self) -> list[Variant]:
+        """Those of all grids."""
         return [variant for grid in self.grids for variant in grid.variants()]

@@ -24,6 +24,7 @@ def mapping(
 
 
 def items(value: Any, where: str) -> list[Any]:
+    """A list."""
     if not isinstance(value, list):
         raise ValueError(f"{where} is {value!r}, but it has to be a list.")
     return value
@@ -35,6 +36,7 @@ def one_or_more(value: Any) -> list[Any]:
 
 
 def text(value: Any, where: str) -> str:
+    """Text with something in it, without the spaces around it."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{where} is {value!r}, but it has to be text.")
     return value.strip()
@@ -48,12 +50,14 @@ def label(value: Any, where: str) -> str:
 
 
 def one_of(value: Any, legal: Collection[str], where: str) -> str:
+    """One of these."""
     if value not in list(legal):
         raise ValueError(f"{where} is {value!r}, but it has to be one of {', '.join(legal)}.")
     return value
 
 
 def different(values: Collection[Any], where: str) -> None:
+    """Values each of which stands there once."""
     values = list(values)
     for value in values:
         if values.count(value) > 1:
@@ -68,6 +72,7 @@ def some_of(value: Any, legal: Collection[str], where: str) -> tuple[str, ...]:
 
 
 def number(value: Any, where: str) -> float:
+    """A number, as a float."""
     # YAML reads 1e-3 as text: it wants 1.0e-3.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{where} is {value!r}, but it has to be a number, such as 0.001 or 1.0e-3.")

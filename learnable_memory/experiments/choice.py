@@ -14,6 +14,7 @@ Row = Mapping[str, Any]
 
 
 def diverged(row: Row) -> bool:
+    """Whether the scores of a run say nothing: see `Outcome.diverged`."""
     return Outcome.from_row(row).diverged
 
 

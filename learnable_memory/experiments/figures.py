@@ -99,15 +99,16 @@ def _lines(figure: Figure, cells: Cells, panels: Sequence[str], path: str | os.P
         axes.set_xticks(range(len(ticks)), map(shortest, ticks))
         axes.set_xlim(-0.4, len(ticks) - 0.6)
         for index, row in enumerate(figure.references):
-            if cells[row, column].top1 is not None:
-                axes.axhline(cells[row, column].top1.mean, **_reference(index))
+            if (top1 := cells[row, column].top1) is not None:
+                axes.axhline(top1.mean, **_reference(index))
         for number, (line, rows) in enumerate(figure.lines.items()):
-            shown = [(ticks.index(xs[row, column]), cells[row, column]) for row in rows if (row, column) in xs]
+            places = {(row, column): ticks.index(xs[row, column]) for row in rows if (row, column) in xs}
+            shown = [(x, top1) for place, x in places.items() if (top1 := cells[place].top1) is not None]
             points = sorted(shown, key=lambda point: point[0])
             shift = 0.08 * (number - (len(figure.lines) - 1) / 2)  # bars of lines that meet would hide each other
-            axes.plot([x + shift for x, _ in points], [found.top1.mean for _, found in points], **looks[line])
-            for x, found in points:
-                _bar(axes, found.top1, x + shift, looks[line]["color"], upright=True)
+            axes.plot([x + shift for x, _ in points], [top1.mean for _, top1 in points], **looks[line])
+            for x, top1 in points:
+                _bar(axes, top1, x + shift, looks[line]["color"], upright=True)
     return plots.save(picture, path)
 
 
@@ -178,11 +179,11 @@ def _panels(
     across = 2 if len(panels) in (2, 4) else min(len(panels), 3)
     down = -(-len(panels) // across)
     width = max(6.0, 0.8 + PANEL_WIDTH * across)
-    wide = 0.6 + LETTER * max(len(mark.get_label()) for mark in marks)
+    wide = 0.6 + LETTER * max(len(str(mark.get_label())) for mark in marks)
     columns = max(1, min(len(marks), int(width / wide)))
     heights = (0.5 + height * down, 0.1 + 0.19 * -(-len(marks) // columns))
     picture = Picture(figsize=(width, sum(heights)), layout="constrained")
-    above, below = picture.subfigures(2, 1, height_ratios=heights)
+    above, below = picture.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
     below.legend(handles=marks, loc="center", ncols=columns, frameon=False, fontsize=8, labelcolor=INK, handlelength=3)
     every = list(above.subplots(down, across, squeeze=False, sharey=sharey).flat)
     for axes, column in zip(every, panels, strict=False):
@@ -201,7 +202,7 @@ def _percent_axis(axis: Axis, ticks: int) -> None:
 def _bar(axes: Axes, spread: Spread, place: float, colour: str, upright: bool) -> None:
     if spread.deviation is None:
         return
-    look = {"color": colour, "linewidth": 1.2, "capsize": 2, "zorder": 3, "linestyle": "none"}
+    look: dict[str, Any] = {"color": colour, "linewidth": 1.2, "capsize": 2, "zorder": 3, "linestyle": "none"}
     if upright:
         axes.errorbar(place, spread.mean, yerr=spread.deviation, **look)
     else:

@@ -6,7 +6,7 @@ The same of heads that were put together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,8 @@ class Finding:
     @property
     def chosen(self) -> list[Row]:
         """The runs of the best rate, in the order of the data seeds."""
+        if self.best is None:
+            return []
         places = [(self.best, seed) for seed in self.variant.data_seeds]
         return [self.runs[place] for place in places if place in self.runs]
 
@@ -153,7 +155,7 @@ class Findings:
     def __getitem__(self, variant: Variant) -> Finding:
         return self._found[_place(variant.grid, variant.labels)]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Finding]:
         """In the order of the card."""
         return iter(self._found.values())
 

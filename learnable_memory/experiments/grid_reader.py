@@ -27,6 +27,7 @@ def read_grids(value: Any, where: str) -> dict[str, Grid]:
 
 
 def read_grid(entry: Any, where: str) -> Grid:
+    """One grid of a card. Raises ValueError, naming `where`, if it is not legal."""
     entry = checks.mapping(entry, where, ("name", "over"), ("data_seeds", "sweep", "options"))
     name = checks.text(entry["name"], f"{where}: name")
     where = f"{where} ({name})"

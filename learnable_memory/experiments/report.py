@@ -70,7 +70,7 @@ def _pictures(card: Card, drawn: dict[str, Path | None]) -> list[str]:
 def _warnings(findings: Findings) -> list[str]:
     lines = []
     for found in findings:
-        if found.at_edge:
+        if found.best is not None and found.at_edge:
             end = "highest" if found.best == max(found.variant.rates) else "lowest"
             rates = ", ".join(map(shortest, found.variant.rates))
             lines.append(f"- {_name(found)}: {shortest(found.best)} is the {end} of {rates}.")

@@ -29,6 +29,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """Of one value or more."""
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
@@ -38,7 +39,8 @@ class Difference:
 
     Attributes:
         mean: the difference.
-        low, high: the ends of its 95 % interval.
+        low: the lower end of its 95 % interval.
+        high: the upper end.
         p: two-sided, in (0, 1].
     """
 

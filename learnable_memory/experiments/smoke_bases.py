@@ -18,7 +18,7 @@ def write_base(name: str, folder: Path) -> Path:
         folder: of all tiny bases.
 
     Returns:
-        Where it is: a folder below `folder`.
+        Where it is, a folder below `folder`.
 
     Raises:
         ValueError: the name does not say what kind of network it is.

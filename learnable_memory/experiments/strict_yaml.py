@@ -9,7 +9,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Before merge keys (`<<`) are resolved: what overrides a merged value is no repetition.
         node = super().compose_mapping_node(anchor)
         seen = set()

@@ -46,7 +46,7 @@ VALUES: Mapping[str, Callable[[Finding], str]] = {
     "eval_seconds": lambda found: f"{_seconds(found, 'eval_seconds'):,.1f}",
     "step_milliseconds": lambda found: f"{1000 * _seconds(found, 'train_seconds') / _mean(found, 'steps'):,.1f}",
     "peak_memory": lambda found: f"{_mean(found, 'peak_memory_bytes') / 2**30:.2f}",
-    "lr": lambda found: shortest(found.best),
+    "lr": lambda found: shortest(found.scored[0]["lr"]),
     "combinable": lambda found: "yes" if all(row["combinable"] for row in found.scored) else "no",
     "epoch": lambda found: f"{_mean(found, 'epoch'):.1f}",
 }
@@ -82,6 +82,7 @@ def upper_first(text: str) -> str:
 
 
 def percent(mean: float, deviation: float | None) -> str:
+    """Shares in [0, 1] as percent, with two decimals."""
     return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
 
@@ -140,6 +141,7 @@ def _difference(table: Table, of: Finding, to: Finding) -> str:
 
 
 def signed(difference: Difference) -> str:
+    """In percentage points: the difference, its interval and its p."""
     mean, low, high = (100 * value + 0.0 for value in (difference.mean, difference.low, difference.high))
     p = "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"
     return f"{mean:+.2f} [{low:.2f}, {high:.2f}], {p}"
@@ -148,7 +150,7 @@ def signed(difference: Difference) -> str:
 def _notes(table: Table, cells: Mapping[tuple[str, str], Finding]) -> str:
     """What a reader has to know of the numbers, in the order in which it is met."""
     reported = {place: found for place, found in cells.items() if found.top1 is not None}
-    runs = {place: found.top1.runs for place, found in reported.items()}
+    runs = {place: top1.runs for place, found in cells.items() if (top1 := found.top1) is not None}
     several = any(count > 1 for count in runs.values())
     notes = []
     if table.values == ("top1",):

@@ -26,6 +26,7 @@ Published = dict[tuple[str, str], float]
 
 
 def read_table(entry: Any, grids: Mapping[str, Grid], where: str) -> Table:
+    """One table of a card. Raises ValueError, naming `where`, if it is not legal."""
     optional = ("columns", "where", "published", "differences", "note")
     entry = checks.mapping(entry, where, ("title", "grid", "rows", "value"), optional)
     title = checks.text(entry["title"], f"{where}: title")
@@ -46,6 +47,7 @@ def read_table(entry: Any, grids: Mapping[str, Grid], where: str) -> Table:
 
 
 def read_figure(entry: Any, grids: Mapping[str, Grid], where: str) -> Figure:
+    """One figure of a card. Raises ValueError, naming `where`, if it is not legal."""
     kind = checks.one_of(checks.mapping(entry, where, ("kind",))["kind"], OF_KIND, f"{where}: kind")
     required, optional = OF_KIND[kind]
     required = ("kind", "name", "title", "grid", "rows", *required)
@@ -71,6 +73,7 @@ def read_figure(entry: Any, grids: Mapping[str, Grid], where: str) -> Figure:
 
 
 def read_together(entry: Any, grids: Mapping[str, Grid], where: str) -> Together:
+    """One analysis of heads put together of a card. Raises ValueError, naming `where`, if it is not legal."""
     required = ("name", "title", *SETTINGS, "rows", "value")
     entry = checks.mapping(entry, where, required, ("columns", "published", "note"))
     name, title = (checks.text(entry[key], f"{where}: {key}") for key in ("name", "title"))
@@ -110,6 +113,7 @@ def _settings(entry: Mapping[str, Any], grids: Mapping[str, Grid], where: str) -
 
 
 def read_view(entry: Mapping[str, Any], grids: Mapping[str, Grid], where: str) -> View:
+    """One choice of variants of a card. Raises ValueError, naming `where`, if it is not legal."""
     grid = grids[checks.one_of(entry["grid"], grids, f"{where}: grid")]
     rows, columns = (checks.some_of(entry.get(key, []), grid.over, f"{where}: {key}") for key in ("rows", "columns"))
     if not rows:

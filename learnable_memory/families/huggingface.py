@@ -34,7 +34,9 @@ class Kind:
     Attributes:
         name: for people.
         model: the class with the family's classifier; without one in the files, the drawn one is dropped.
-        readout, interpolation, preprocessing: as in `plain_vit`.
+        readout: as in `plain_vit`.
+        interpolation: as there.
+        preprocessing: as there.
     """
 
     name: str

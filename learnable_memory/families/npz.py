@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from learnable_memory.transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-RENAMES = {
+RENAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"^cls$": "embeddings.cls_token",
     r"^Transformer/posembed_input/pos_embedding$": "embeddings.position_embeddings",
     r"^embedding/": "embeddings.patch_embeddings.projection/",

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ def plain_vit(
     architecture = _architecture(source, owned)
     height, width = image_size or _square_image(source, owned, architecture["patch_size"])
     classes = len(owned["classifier.weight"]) if "classifier.weight" in owned else 0
-    names = {"num_labels": classes}
+    names: dict[str, Any] = {"num_labels": classes}
     if classes and id2label and len(id2label) == classes:
         names = {"id2label": dict(id2label), "label2id": {label: index for index, label in id2label.items()}}
     config = ViTConfig(
@@ -81,7 +81,7 @@ def plain_vit(
 
 
 def fold_scale(tensors: dict[str, Tensor], linear: str, scale: Tensor) -> None:
-    """Replace a linear layer followed by a scale of its output: s (W x + b) = (diag(s) W) x + (s b)."""
+    """Replace a linear layer followed by a scale [D] of its output: s (W x + b) = (diag(s) W) x + (s b)."""
     tensors[f"{linear}.weight"] = scale[:, None] * tensors[f"{linear}.weight"]
     tensors[f"{linear}.bias"] = scale * tensors[f"{linear}.bias"]
 
@@ -117,8 +117,8 @@ def some(names: set[str]) -> str:
 
 def _architecture(source: Path | str, tensors: dict[str, Tensor]) -> dict[str, object]:
     """What shapes tell of a ViTConfig."""
-    needed = ("vit.embeddings.cls_token", "vit.embeddings.position_embeddings", "vit.layers.0.mlp.fc1.weight")
-    needed += ("vit.embeddings.patch_embeddings.projection.weight",)
+    needed = ["vit.embeddings.cls_token", "vit.embeddings.position_embeddings", "vit.layers.0.mlp.fc1.weight"]
+    needed += ["vit.embeddings.patch_embeddings.projection.weight"]
     absent = {name for name in needed if name not in tensors}
     if absent:
         raise ValueError(f"{source} is no whole ViT checkpoint; missing: {some(absent)}")

@@ -59,7 +59,7 @@ def without_timm(folder: Path) -> ModuleNotFoundError:
     return ModuleNotFoundError(what, name="timm")
 
 
-def _load(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+def _load(folder: Path, config: Mapping[str, Any]) -> Any:
     """The model as timm makes it from the folder's config, with the folder's weights, all of them."""
     try:
         import timm
@@ -87,7 +87,7 @@ def _load(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"timm cannot make the model in {folder} ({reason})") from error
 
 
-def _refuse_modules(name: str, model: nn.Module) -> None:
+def _refuse_modules(name: str, model: Any) -> None:
     """What the names of tensors do not tell: order of the layers' parts, kind of the norms, pooling."""
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import Attention, Block, Mlp, VisionTransformer

@@ -51,7 +51,10 @@ def read_vtab(request: Request) -> Found:
     files = [root / file for file in ("train800.txt", "val200.txt", "test.txt")]
     _require(f"vtab:{name}", files, "there is no official archive to download; put the lists and images there")
     classes = range(VTAB_CLASSES[name])
-    splits = {file: label_listed(file, *read_columns(file, str, int), classes) for file in files}
+    splits = {}
+    for file in files:
+        names, numbers = read_columns(file, str, int)
+        splits[file] = label_listed(file, names, numbers, classes)
     _require_images(root, splits)
     train, select, evaluation = split_sets(root, splits)
     return Found([str(number) for number in classes], train, f"VTAB-1k lists: {name}", evaluation, select)

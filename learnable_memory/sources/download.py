@@ -209,7 +209,7 @@ def _fetch_rest(url: str, place: _Place) -> None:
         length = response.headers["Content-Length"]
         left = int(length) if length else None
         total = start + left if left is not None else None
-        if total is not None:
+        if left is not None and total is not None:
             _check_space(place, left, total)
         with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=place.file.name) as bar:
             for chunk in _chunks(response, left):

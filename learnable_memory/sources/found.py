@@ -20,7 +20,8 @@ class Request:
         download: whether missing files may be fetched into `directory`.
         split: "seeded" or "official": what `eval` is to be where a data set comes without a split, but lists of an
             official one were published. Data sets that have their split in their files take no notice.
-        image_column, label_column: of a table; found by their types where left out.
+        image_column: of a table; found by its type where left out.
+        label_column: the same of the labels.
     """
 
     directory: Path

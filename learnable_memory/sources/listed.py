@@ -84,7 +84,7 @@ def label_from_folders(path: Path, names: Sequence[str], root: Path, labels: Map
     return label_listed(path, names, [labels[name] for name in names], range(max(labels.values()) + 1))
 
 
-def split_sets(root: Path, splits: Mapping[object, Mapping[str, int]]) -> list[ImageSet]:
+def split_sets(root: Path, splits: Mapping[Any, Mapping[str, int]]) -> list[ImageSet]:
     """The splits as image sets.
 
     Args:

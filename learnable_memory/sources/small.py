@@ -45,6 +45,7 @@ def read_cifar100(request: Request, classes: Sequence[int] | None = None) -> Fou
     found = _read_cifar("CIFAR100", "fine_label", request)
     if classes is None:
         return found
+    assert found.eval is not None  # CIFAR comes with a test split
     labels = [found.labels[label] for label in classes]
     return Found(labels, found.train.relabel(classes), found.source, found.eval.relabel(classes))
 

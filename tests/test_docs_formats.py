@@ -1,0 +1,200 @@
+"""The page of file formats: what fresh files hold is on it, and what is on it is in them."""
+
+import ast
+import json
+import re
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+import vit_train
+from learnable_memory import tuned_files
+from learnable_memory.checkpoint import Checkpoint
+from learnable_memory.config import TrainOptions
+from learnable_memory.experiments.results import KEYS
+from learnable_memory.export import export
+from learnable_memory.method_spec import MethodSpec
+from learnable_memory.runlog import read_metrics
+from test_commands import save_base
+from test_legacy import old_state
+from tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "file-formats.md").read_text(encoding="utf-8")
+NESTED = ("base", "extends", "preprocessing", "dataset", "metrics")  # of a head, described key by key
+
+
+def tables(section: str) -> list[list[str]]:
+    """The first cells of each table of a section, without their backticks."""
+    text = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)[1]
+    found = re.findall(r"^\|[^\n]*\n\|[-| ]+\n((?:\|[^\n]*\n)+)", text, re.M)
+    return [re.findall(r"^\| `([^`]+)`", rows, re.M) for rows in found]
+
+
+def header(path: Path, key: str) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        assert set(file.metadata()) == {key}
+        return json.loads(file.metadata()[key])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a real run: a grid of two heads from a cache on disk, and the first checkpoint as JSON keys."""
+    folder = tmp_path_factory.mktemp("run")
+    base, states, save = save_base(folder / "base"), [], Checkpoint.save
+    flags = ["--dataset", "Digits", "--base_model", str(base), "--output", str(folder), "--name", "grid", "-e", "1"]
+    flags += ["--lr", "0.1", "1", "-m", "2", "--batch_size", "256", "--workers", "0", "--device", "cpu"]
+    flags += ["--cache", "disk", "--cache_folder", str(folder / "cache"), "--keep_all"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save", lambda self, state: states.append(state) or save(self, state))
+        assert vit_train.main(flags) == 0
+    (folder / "checkpoint.json").write_text(json.dumps({**dict.fromkeys(states[0]), "run": [*states[0]["run"]]}))
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------------------- heads
+def test_a_head_file(run):
+    tensors, top, nested = tables("Head file")
+    path = run / "grid_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        assert {name: len(file.get_slice(name).get_shape()) for name in file.keys()} == {  # noqa: SIM118 (not a dict)
+            name: PAGE.split(f"| `{name}` | [", 1)[1].split("]")[0].count(",") + 1 for name in tensors
+        }
+    metadata = header(path, "head")
+    assert set(metadata) == set(top)
+    parts = {key: metadata[key] for key in NESTED if key != "extends"} | {"extends": {"name": "", "hash": ""}}
+    assert {f"{key}.{inner}" for key, part in parts.items() for inner in part} == set(nested)
+    options = {field.name for field in fields(TrainOptions)} | {"data_seed"}
+    assert set(metadata["training"]) <= options
+
+
+def test_parents_in_a_head_file(tmp_path):
+    model = tiny_model()
+    model.add_head("A", 3)
+    model.add_head("B", 4, extends=("A",))
+    model.save_head("B", tmp_path / "B.safetensors")
+    metadata = header(tmp_path / "B.safetensors", "head")
+    _, top, nested = tables("Head file")
+    assert set(metadata) == set(top[:10])
+    assert {f"extends.{key}" for key in metadata["extends"][0]} == {key for key in nested if key.startswith("extends.")}
+
+
+def test_a_networks_file():
+    written = tuned_files.describe("full", {"id": "", "fingerprint": ""}, "vit", MethodSpec("full"), 3)
+    (keys,) = tables("Networks")
+    as_of_a_head = {"labels", "preprocessing", "dataset", "metrics", "training", "versions"}
+    assert set(keys) == set(written) | as_of_a_head
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+def test_a_run_folder(run):
+    options, metrics = tables("Run folder")
+    assert set(json.loads((run / "grid_run" / "options.json").read_text(encoding="utf-8"))) == set(options)
+    cells = json.loads((run / "grid_grid.json").read_text(encoding="utf-8"))["cells"]
+    endings = tuple(f"/{cell['head']}" for cell in cells)
+    keys = {key for row in read_metrics(run / "grid_run" / "metrics.jsonl") for key in row}
+    assert sum(key.endswith(endings) for key in keys) == 2 * 13  # what each head has of its own
+    assert {key.removesuffix(endings[0]).removesuffix(endings[1]) for key in keys} == set(metrics)
+
+
+def test_a_grids_file(run):
+    top, cell = tables("Grid")
+    grid = json.loads((run / "grid_grid.json").read_text(encoding="utf-8"))
+    assert set(grid) == set(top)
+    assert [set(row) for row in grid["cells"]] == [set(cell)] * 2
+
+
+def test_a_checkpoint(run):
+    state = json.loads((run / "checkpoint.json").read_text(encoding="utf-8"))
+    (keys,) = tables("Checkpoint")
+    assert {"identity", "log_position", *(f"run.{key}" for key in state.pop("run"))} == set(keys)
+    assert set(state) == {"identity", "log_position"}
+
+
+def test_a_cache_folder(run):
+    (keys,) = tables("Cache of features")
+    manifests = list((run / "cache").glob("*/manifest.json"))
+    assert len(manifests) == 2  # of `train` and of `select`
+    for path in manifests:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        assert set(manifest) == set(keys)
+        heads, width = manifest["heads"], manifest["width"]
+        record = manifest["layers"] * 2 * heads * manifest["tokens"] * (width // heads) + width
+        assert (path.parent / "v0000_000000.bin").stat().st_size == 4 * manifest["count"] * record
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+def test_results_of_runs():
+    (of_run, _), (_, cell) = tables("Results of experiments"), tables("Grid")
+    rows = (ROOT / "experiments" / "here_and_now" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    written = set().union(*map(json.loads, rows))
+    assert written == {*of_run, *cell}
+    assert {"kind", *KEYS["run"]} <= written
+
+
+def test_results_of_heads_together():
+    _, keys = tables("Results of experiments")
+    source = ROOT / "learnable_memory" / "commands" / "experiment_together.py"
+    functions = {node.name: node for node in ast.parse(source.read_text("utf-8")).body if hasattr(node, "name")}
+    literals = [
+        {key.value for key in node.keys}
+        for name in ("run_together", "_evaluated")
+        for node in ast.walk(functions[name])
+        if isinstance(node, ast.Dict) and None not in node.keys and len(node.keys) > 2
+    ]
+    assert len(literals) == 2
+    assert set().union(*literals) == set(keys) >= {"kind", *KEYS["together"]}
+
+
+# --------------------------------------------------------------------------------------------------------- other files
+def test_an_exported_file(tmp_path):
+    model = tiny_model()
+    model.add_head("A", 3, metadata={"labels": ["a", "b", "c"]})
+    metadata = {"preprocessing": {}, "preprocessing_words": ""}  # as the command line gives them
+    export(model, tmp_path / "heads.pt2", "torch-export", metadata=metadata)
+    with zipfile.ZipFile(tmp_path / "heads.pt2") as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("/learnable_memory")]
+        record = json.loads(archive.read(name))
+    (keys,) = tables("Exported files")
+    assert set(record) == set(keys)
+    assert set(record["checked"]) == {"with", "batches", "largest_difference", "tolerance"}
+    line = next(line for line in PAGE.splitlines() if line.startswith("| `checked`"))
+    assert all(f"`{key}`" in line for key in record["checked"])
+
+
+def test_a_model_folder(tmp_path):
+    model = tiny_model()
+    model.add_head("A", 3)
+    model.classifier_for("A").save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["learnable_memory"]
+    (keys,) = tables("Model folders")
+    assert set(record) == set(keys)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        names = [name.replace(".A.", ".NAME.") for name in file.keys() if name.startswith("heads.")]  # noqa: SIM118
+    text = " ".join(PAGE.split())
+    assert [name for name in names if f"`{re.sub(r'[.][12]$', '.0', name)}`" not in text] == []
+
+
+def test_a_file_of_2023():
+    (patterns,) = tables("Files of 2023")
+    written = {re.sub(r"layer\.\d+", "layer.{l}", name) for name in old_state((1, 2), ((), (1,)))}
+    expanded = {each for pattern in patterns for each in alternatives(pattern)}
+    assert {general(name) for name in written} == {general(name) for name in expanded}
+
+
+def alternatives(pattern: str) -> list[str]:
+    """`a.{b,c}` -> a.b, a.c; braces without a comma stand for a number."""
+    found = re.search(r"\{([^{}]+,[^{}]+)\}", pattern)
+    if not found:
+        return [pattern]
+    each = (pattern[: found.start()] + choice + pattern[found.end() :] for choice in found[1].split(","))
+    return [name for one in each for name in alternatives(one)]
+
+
+def general(name: str) -> str:
+    """With `i` for the number of a head."""
+    return re.sub(r"(cls_tokens|memory_tokens|classifiers)\.(\{[^}]*\}|\d+)", r"\1.i", name)
