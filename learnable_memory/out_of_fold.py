@@ -1,0 +1,96 @@
+"""Out-of-fold predictions: what cross-validation says of each training image, by a head that has not learned from it.
+
+    found = load("models/Digits_out_of_fold.json")
+    found.probability[found.label != found.predicted]               # float64; pandas.DataFrame(found.columns()) as well
+
+Written by `vit_train.py --folds K` beside the head. The file is JSON: `format` (1), `head`, `folds`, `labels` (names of
+the classes), `dataset` (as in a head's file) and `images`, which has for each image of `train`, in its order, what the
+image is called (`image`), its `label`, the `fold` that held it out, the class that was `predicted`, the `probability`
+of its own label and the `confidence` in the predicted class.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learnable_memory.runlog import write_json
+
+ENDING = "_out_of_fold.json"
+FORMAT = 1
+WHOLE, PARTS = ("label", "fold", "predicted"), ("probability", "confidence")  # columns of int64 and of float64
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """One prediction for each of n training images.
+
+    Attributes:
+        head: whose folds predicted.
+        folds: K.
+        labels: the name of class 0, 1, ..
+        dataset: the record of the data set, `DataSet.record()`.
+        image: what each image is called, as `ImageSet.identity`.
+        label: int64 [n].
+        fold: int64 [n], 0 to K - 1: the one that held the image out.
+        predicted: int64 [n].
+        probability: float64 [n], in [0, 1], of the image's own label.
+        confidence: float64 [n], in [0, 1], of the predicted class.
+    """
+
+    head: str
+    folds: int
+    labels: list[str]
+    dataset: Mapping[str, Any]
+    image: list[str]
+    label: np.ndarray
+    fold: np.ndarray
+    predicted: np.ndarray
+    probability: np.ndarray
+    confidence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def columns(self) -> dict[str, list]:
+        """Lists of plain values, one for each column of `images` in the file."""
+        return {"image": self.image, **{name: getattr(self, name).tolist() for name in (*WHOLE, *PARTS)}}
+
+    def least_likely(self, most: int) -> np.ndarray:
+        """Positions of the images whose own label got the lowest probability, the lowest first: int64 [<= most]."""
+        return np.argsort(self.probability, kind="stable")[:most]
+
+
+def save(found: OutOfFold, path: str | os.PathLike) -> Path:
+    """Write the file; probabilities are rounded to six decimals."""
+    images = found.columns()
+    images.update({name: [round(value, 6) for value in images[name]] for name in PARTS})
+    record = {"format": FORMAT, "head": found.head, "folds": found.folds, "labels": found.labels}
+    write_json(Path(path), {**record, "dataset": dict(found.dataset), "images": images})
+    return Path(path)
+
+
+def load(path: str | os.PathLike) -> OutOfFold:
+    """Read what `save` wrote. Raises FileNotFoundError, or ValueError if it is no such file."""
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise ValueError(f"its format is {record['format']!r}, and {FORMAT} can be read")
+        images = record["images"]
+        whole = {name: np.array(images[name], dtype=np.int64) for name in WHOLE}
+        parts = {name: np.array(images[name], dtype=np.float64) for name in PARTS}
+        names = list(images["image"])
+        if any(column.shape != (len(names),) for column in (*whole.values(), *parts.values())):
+            raise ValueError("its columns differ in length")
+        return OutOfFold(
+            record["head"], record["folds"], record["labels"], record["dataset"], names, **whole, **parts
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:  # a JSON error is a ValueError
+        raise ValueError(
+            f"{path} is no file of out-of-fold predictions, as vit_train.py --folds writes ({error!s})."
+        ) from None
