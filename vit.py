@@ -39,7 +39,7 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTEmbeddings, Vi
 from transformers.utils import logging as hf_logging
 
 from learnable_memory import heads as head_files
-from learnable_memory.heads import HeadFile, HeadSpec
+from learnable_memory.heads import HeadFile, HeadSpec, ranks_of
 from learnable_memory.projections import PROJECTIONS, projection_size
 
 __all__ = ["BaseTokens", "HeadClassifier", "MemoryCapableViT", "SelfAttentionWithMemory", "build_attention_mask"]
@@ -344,7 +344,7 @@ class Head(nn.Module):
         # Not nn.Linear(...), which would draw values from the global generator only for them to be replaced.
         self.classifier = nn.utils.skip_init(nn.Linear, width, spec.num_labels)
         sizes = {name: projection_size(name, width, mlp_width) for name in spec.low_rank}
-        self.low_rank = nn.ModuleDict(
+        self.low_rank: Mapping[str, LowRank] = nn.ModuleDict(  # type: ignore[assignment]  # its values are untyped
             {name: LowRank(layers, rank, *sizes[name]) for name, rank in spec.low_rank.items()}
         )
 
@@ -372,7 +372,8 @@ class Head(nn.Module):
             found["class_token"] = self.class_token
         if self.memory:
             found["memory"] = torch.stack(tuple(self.memory))
-        found |= {f"low_rank.{name}": parameter for name, parameter in self.low_rank.named_parameters()}
+        for projection, update in self.low_rank.items():
+            found |= {f"low_rank.{projection}.{name}": factor for name, factor in update.named_parameters()}
         return {name: tensor.detach().float() for name, tensor in found.items()}
 
     @torch.no_grad()
@@ -384,8 +385,9 @@ class Head(nn.Module):
             self.class_token.copy_(tensors["class_token"])
         for parameter, values in zip(self.memory, tensors.get("memory", ()), strict=True):
             parameter.copy_(values)
-        for name, parameter in self.low_rank.named_parameters():
-            parameter.copy_(tensors[f"low_rank.{name}"])
+        for projection, update in self.low_rank.items():
+            for name, factor in update.named_parameters():
+                factor.copy_(tensors[f"low_rank.{projection}.{name}"])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Head":
         """Follow the base to other devices, but not to float16 or bfloat16: heads are float32 always."""
@@ -497,7 +499,7 @@ class FoldedHeads(nn.Module):
         return found
 
     def memory(self, index: int, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Keys and values [H, M + 1, d] in layer `index` of the memory of these heads, as `MemoryCapableViT.project_memory`."""
+        """Keys and values [H, M + 1, d] in layer `index` of the memory of these heads, as `project_memory`."""
         key, value = self.key[index], self.value[index]  # [H, M + 1, d]
         if len(tasks) == len(self.rows):
             return key, value
@@ -998,8 +1000,9 @@ class MemoryCapableViT(ViTForImageClassification):
         if isinstance(extends, str):
             raise TypeError(f"extends takes a sequence of names, got the string {extends!r}; write ({extends!r},).")
         spec = HeadSpec(
-            name, num_labels, memory_tokens, tuple(extends), memory_norm, class_token, rank, dict(metadata or {})
-        )
+            name, num_labels, memory_tokens, tuple(extends), memory_norm, class_token, ranks_of(rank),
+            dict(metadata or {}),
+        )  # fmt: skip
         if not std >= 0:
             raise ValueError(f"std must be 0 or more, got {std}.")
         head = self._add(spec, std, generator)

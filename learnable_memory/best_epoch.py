@@ -50,7 +50,11 @@ class Best:
         """
         if self.score is not None and (score.top1, -score.loss) <= (self.score.top1, -self.score.loss):
             return False
+        self.keep(epoch, head, score)
+        return True
+
+    def keep(self, epoch: int, head: "nn.Module | Learned", score: Score | None = None) -> None:
+        """Take the head as it is, whatever was kept before."""
         self.epoch, self.score = epoch, score
         # Not on the device: of a network that is learned whole that would be another whole network there.
         self.tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in head.state_dict().items()}
-        return True

@@ -4,25 +4,22 @@ import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
 
-from learnable_memory import plots
 from learnable_memory.data import DataSet
 from learnable_memory.images import ImageSet
 from learnable_memory.loading import Views
-from learnable_memory.plots import FAINT, INK
+from learnable_memory.plots import INK
 from learnable_memory.rgb import to_rgb
+from learnable_memory.sheet import Sheet, end_of, thumbnail
 from learnable_memory.transforms import Preprocessing
 
 ROWS = 8
 EPOCHS = 4  # training views of each image
 CELL, GAP, LABELS, HEAD = 1.5, 0.1, 1.8, 0.95  # inches: an image, between two, left of them, above them
-LETTERS, TITLE_LETTERS = 22, 80  # in a line of a class name, and of the data set's name
+LETTERS = 22  # in a line of a class name
 LONGEST_SIDE = 512  # pixels of a stored image as it is drawn
 
 
@@ -40,34 +37,24 @@ def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.Pa
     shown = some_images(data.train, ROWS)
     epochs = range(EPOCHS if data.views else 0)
     headings = ["stored", "evaluation", *(f"training, epoch {epoch + 1}" for epoch in epochs)]
-    width = LABELS + len(headings) * (CELL + GAP)
-    height = HEAD + len(shown) * (CELL + GAP)
-    figure = Figure(figsize=(width, height))
-
-    def write(left: float, bottom: float, text: str, **how: Any) -> None:
-        # Without parse_math a dollar in a class name would begin a formula.
-        figure.text(left / width, bottom / height, text, **{"va": "center", "parse_math": False, "color": FAINT, **how})
-
-    name = data.name if len(data.name) <= TITLE_LETTERS else "…" + data.name[1 - TITLE_LETTERS :]  # a path: its end
-    write(GAP, height - 0.22, f"{name}: {len(data.labels):,} classes", color=INK, fontsize=12, fontweight="bold")
+    sheet = Sheet(LABELS + len(headings) * (CELL + GAP), HEAD + len(shown) * (CELL + GAP))
     how = [preprocessing.words, f"training views: {data.views or 'as in evaluation'}"]
-    for line, text in enumerate(how):
-        write(GAP, height - 0.46 - 0.17 * line, text, fontsize=8)
+    sheet.head(GAP, f"{end_of(data.name)}: {len(data.labels):,} classes", how)
+    top = sheet.height - HEAD
     for column, heading in enumerate(headings):
-        write(LABELS + column * (CELL + GAP) + CELL / 2, height - HEAD + 0.12, heading, ha="center", fontsize=9)
+        sheet.write(LABELS + column * (CELL + GAP) + CELL / 2, top + 0.12, heading, ha="center", fontsize=9)
     for row, index in enumerate(shown):
-        bottom = height - HEAD - row * (CELL + GAP) - CELL
+        bottom = top - row * (CELL + GAP) - CELL
         stored = data.train.image(index)
         upright = to_rgb(stored)
         lines = textwrap.wrap(data.labels[data.train.labels[index]], LETTERS, max_lines=4, placeholder=" …")
-        write(GAP, bottom + CELL / 2, "\n".join(lines), color=INK, fontsize=9, va="bottom")
-        write(GAP, bottom + CELL / 2 - 0.05, f"{upright.width}x{upright.height}, {stored.mode}", fontsize=8, va="top")
-        for column, picture in enumerate([np.asarray(_small(upright)), *views(data, preprocessing, index, epochs)]):
-            left = LABELS + column * (CELL + GAP)
-            axes = figure.add_axes((left / width, bottom / height, CELL / width, CELL / height))
-            axes.set_axis_off()
-            axes.imshow(picture)
-    return plots.save(figure, path)
+        sheet.write(GAP, bottom + CELL / 2, "\n".join(lines), color=INK, fontsize=9, va="bottom")
+        size = f"{upright.width}x{upright.height}, {stored.mode}"
+        sheet.write(GAP, bottom + CELL / 2 - 0.05, size, fontsize=8, va="top")
+        pictures = [thumbnail(upright, LONGEST_SIDE), *views(data, preprocessing, index, epochs)]
+        for column, picture in enumerate(pictures):
+            sheet.show(LABELS + column * (CELL + GAP), bottom, CELL, picture)
+    return sheet.save(path)
 
 
 def some_images(image_set: ImageSet, most: int) -> list[int]:
@@ -96,9 +83,3 @@ def visible(pixel_values: torch.Tensor, preprocessing: Preprocessing) -> np.ndar
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     values = (pixel_values * std + mean) / preprocessing.rescale  # [3, H, W], 0..255
     return values.round().clamp(0, 255).to(torch.uint8).movedim(0, 2).numpy()
-
-
-def _small(image: Image.Image) -> Image.Image:
-    """No larger than it can be seen: drawing all pixels of a photograph takes seconds."""
-    scale = min(1.0, LONGEST_SIDE / max(image.size))
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

@@ -53,6 +53,7 @@ class DataSet:
         label_column: the same of the labels.
         left_out: what broken images are called that were left out, by role; None: nobody looked.
         unselected: train and select together, where select was drawn from it.
+        folds: K, where it is to be cross-validated; None: it is not.
     """
 
     name: str
@@ -69,6 +70,7 @@ class DataSet:
     label_column: str | None = None
     left_out: dict[str, list[str]] | None = None
     unselected: ImageSet | None = field(default=None, repr=False)
+    folds: int | None = None
 
     def with_select_seed(self, seed: int) -> "DataSet":
         """The same data with `select` drawn anew, unless it has one of its own; nothing is read again."""
@@ -76,6 +78,14 @@ class DataSet:
             return replace(self, select_seed=seed)
         train, select = split_off(self.unselected, SELECT_FRACTION, seed)
         return replace(self, train=train, select=select, select_seed=seed)
+
+    def for_folds(self, folds: int) -> "DataSet":
+        """The same data to be cross-validated: nothing is held out for `select`, so both are the whole of `train`.
+
+        A selection split that the data has of its own is not touched: it is used for nothing then.
+        """
+        whole = self.train if self.unselected is None else self.unselected
+        return replace(self, train=whole, select=whole, folds=folds)
 
     def record(self) -> dict[str, Any]:
         """What a head file keeps of it, JSON-able: enough to tell whether two runs saw the same images."""
@@ -88,6 +98,7 @@ class DataSet:
             "split": self.split,
             "image_column": self.image_column,
             "label_column": self.label_column,
+            "folds": self.folds,
             "left_out": self.left_out
             and {role: {"images": len(names), "names": names[:MOST_NAMES]} for role, names in self.left_out.items()},
             "splits": {role: split.record() for role, split in splits.items()},

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
 from torch.nn import functional as F
@@ -38,6 +38,22 @@ class Score:
     images_per_second: float
 
 
+class Answers(NamedTuple):
+    """What a head said of each of n images, on the CPU.
+
+    Attributes:
+        right: bool [n], whether the first answer was the label.
+        predicted: int64 [n], the first answer.
+        probability: float32 [n], of the label.
+        confidence: float32 [n], of the first answer.
+    """
+
+    right: torch.Tensor
+    predicted: torch.Tensor
+    probability: torch.Tensor
+    confidence: torch.Tensor
+
+
 def is_shared(accelerator: "Accelerator | None") -> "TypeGuard[Accelerator]":
     """Whether several processes work on the same batches."""
     return accelerator is not None and accelerator.num_processes > 1
@@ -52,7 +68,7 @@ def is_main(accelerator: "Accelerator | None") -> bool:
 def evaluate(
     model: "MemoryCapableViT | TunedModel | UnmaskedTogether", loader: "Loader", heads: Sequence[str],
     alongside: Sequence[str] = (), description: str | None = None, *, stop: object = False,
-    accelerator: "Accelerator | None" = None, right: dict[str, torch.Tensor] | None = None,
+    accelerator: "Accelerator | None" = None, answers: dict[str, Answers] | None = None,
 ) -> dict[str, Score]:  # fmt: skip
     """Score heads on the data that they were trained for, all in one pass.
 
@@ -64,8 +80,8 @@ def evaluate(
         description: the progress bar's; None for no bar.
         stop: looked at before each batch; once it is true, KeyboardInterrupt is raised.
         accelerator: the processes that each have a part of the loader; all return the score of the whole split.
-        right: is filled with, for each head, whether its first answer was right: bool [images] on the CPU, in the order
-            of the loader (of this process's part of it).
+        answers: is filled with what each head said of each image, in the order of the loader (of this process's part
+            of it).
 
     Raises ValueError if the loader has no images, or a label is none of a head's classes.
     """
@@ -75,7 +91,7 @@ def evaluate(
     asked = [name for name in dict.fromkeys((*heads, *alongside)) if name != "base"]
     was_training = model.training
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in heads}  # right, right among five, loss
-    first_right: dict[str, list[torch.Tensor]] = {name: [] for name in heads}
+    said: dict[str, list[Answers]] = {name: [] for name in heads}
     images, start = 0, time.perf_counter()
     try:
         model.eval()
@@ -85,16 +101,15 @@ def evaluate(
             labels = labels.to(device, non_blocking=True)
             outputs = model(pixel_values.to(device, non_blocking=True), heads=asked, with_base="base" in heads)
             for name in heads:
-                counts, first = _count(name, outputs[name].logits, labels)
-                sums[name] += counts
-                if right is not None:
-                    first_right[name].append(first)
+                sums[name] += _count(name, outputs[name].logits, labels)
+                if answers is not None:
+                    said[name].append(_answers(outputs[name].logits, labels))
             images += len(labels)
             bar.set_postfix_str(f"{images / (time.perf_counter() - start):.0f} images/s", refresh=False)
     finally:
         model.train(was_training)
-    if right is not None and images:
-        right.update({name: torch.cat(parts).cpu() for name, parts in first_right.items()})
+    if answers is not None and images:
+        answers.update({name: Answers(*map(torch.cat, zip(*parts, strict=True))) for name, parts in said.items()})
     if is_shared(accelerator):
         # Counts, not images, are put together: no sample is repeated to make the parts equal.
         mine = torch.cat([*sums.values(), torch.tensor([images], dtype=torch.float64)])
@@ -110,9 +125,8 @@ def evaluate(
     return scores
 
 
-def _count(name: str, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of a batch: right answers, right among the first five, and summed loss (float64 [3], on the CPU); and which first
-    answers were right (bool [B])."""
+def _count(name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of a batch: right answers, right among the first five, and summed loss; float64 [3], on the CPU."""
     classes = logits.shape[1]
     wrong = labels[(labels < 0) | (labels >= classes)]  # -100 too, which the loss would leave out without a word
     if len(wrong):
@@ -120,4 +134,11 @@ def _count(name: str, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch
     best = logits.topk(min(5, classes), dim=1).indices  # [B, 5]
     hits = best == labels[:, None]
     loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-    return torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double().cpu(), hits[:, 0]
+    return torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double().cpu()
+
+
+def _answers(logits: torch.Tensor, labels: torch.Tensor) -> Answers:
+    predicted = logits.topk(min(5, logits.shape[1]), dim=1).indices[:, 0]  # of equals the one that `_count` takes
+    probabilities = logits.float().softmax(1)
+    of = [probabilities.gather(1, classes[:, None])[:, 0] for classes in (labels, predicted)]
+    return Answers(*(column.cpu() for column in (predicted == labels, predicted, *of)))

@@ -1,8 +1,8 @@
 """Cross-validation in one pass: which images are held out from which head, and batches that say so.
 
-    fold = fold_of(data.train, 5, seed=0)                           # int64 [n], 0 to 4
-    loader = FoldLoader(train_loader, fold)                         # (pixel_values, labels, fold of each image)
-    recipes = {f"a-f{k}": Recipe(held_out=k) for k in range(5)}     # head a-f2 does not learn from fold 2
+fold = fold_of(data.train, 5, seed=0)                           # int64 [n], 0 to 4
+loader = FoldLoader(train_loader, fold)                         # (pixel_values, labels, fold of each image)
+recipes = {f"a-f{k}": Recipe(held_out=k) for k in range(5)}     # head a-f2 does not learn from fold 2
 """
 
 import logging
@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from learnable_memory.images import ImageSet
-from learnable_memory.loading import Loader
+from learnable_memory.loading import Key, Loader
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,13 @@ class FoldLoader:
     Args:
         loader: with `EpochBatches`, or a list of batches, as its batch sampler.
         fold: int64 [n], of each image of its split.
+
+    Raises ValueError if there is not one fold for each image.
     """
 
     def __init__(self, loader: Loader, fold: np.ndarray) -> None:
+        if len(fold) != len(loader.dataset):
+            raise ValueError(f"{len(fold)} folds for {len(loader.dataset)} images: give one for each, as fold_of does.")
         self.loader, self.fold = loader, torch.from_numpy(fold)
 
     @property
@@ -73,6 +77,10 @@ class FoldLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        # The sampler is asked twice, and gives the same batches twice: it is a function of the epoch alone.
-        for (inputs, labels), keys in zip(self.loader, self.loader.batch_sampler, strict=True):
-            yield inputs, labels, self.fold[[index for _, index in keys]]
+        # The sampler is asked twice, and gives the same batches twice: it is a function of the epoch alone. Not a
+        # generator: the epoch is the one at the time of `iter`, as with the loader itself.
+        return map(self._with_folds, zip(self.loader, self.loader.batch_sampler, strict=True))
+
+    def _with_folds(self, pair: tuple[tuple[Any, Tensor], list[Key]]) -> tuple[Any, Tensor, Tensor]:
+        (inputs, labels), keys = pair
+        return inputs, labels, self.fold[[index for _, index in keys]]

@@ -77,7 +77,9 @@ class Outcome:
         parameters: how many numbers it has learned.
         epoch: its best epoch, from 1; None if it diverged before the end of the first.
         diverged_at: the step, from 1, at which it diverged, or None.
-        select: `Score` on that split as a dict, None where there is none.
+        select: `Score` on that split as a dict, None where there is none; with `--folds` on all training images, each
+            by the head that has not learned from it.
+        folds: with `--folds` the same of each fold.
         eval: the same on `eval`.
         eval_right: for each image of `eval` whether the first answer was right, as `experiments.results.pack_right`;
             None if unknown.
@@ -97,6 +99,7 @@ class Outcome:
     select: dict[str, Any] | None
     eval: dict[str, Any] | None
     eval_right: str | None = None
+    folds: list[dict[str, Any]] | None = None
     steps: int | None = None
     train_seconds: float | None = None
     eval_seconds: float | None = None
@@ -176,22 +179,32 @@ def accuracies(outcomes: Iterable[Outcome], split: Split) -> list[float]:
     return [score["top1"] for score in scores if score is not None]
 
 
+def fold_accuracies(outcomes: Iterable[Outcome]) -> list[float]:
+    """Top-1 of each fold of each run, in [0, 1], of the runs that did not diverge and were cross-validated."""
+    return [fold["top1"] for outcome in outcomes if not outcome.diverged for fold in outcome.folds or ()]
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """The grid as text: a line of headings, then one for each method and rate, in the order of `outcomes`.
 
     Accuracies are in percent: the mean over the runs that did not diverge and, of several, their sample standard
-    deviation; "-" where no run is left. Runs differ in `--seeds` and `--data_seeds`.
+    deviation; "-" where no run is left. Runs differ in `--seeds` and `--data_seeds`. With `--folds`, mean and deviation
+    over the folds of all runs take the place of `select`.
     """
     groups = by_kind(outcomes)
     runs = groups.values()
-    splits: tuple[Split, ...] = ("select", "eval")
+    if any(outcome.folds for outcome in outcomes):
+        shown = {"out-of-fold": [fold_accuracies(same) for same in runs]}
+    else:
+        shown = {"select": [accuracies(same, "select") for same in runs]}
+    shown["eval"] = [accuracies(same, "eval") for same in runs]
     columns = [
         ["method", *(kind.spec.label for kind in groups)],
         ["lr", *(shortest(kind.lr) for kind in groups)],
         *([["fit", *(kind.fit.label for kind in groups)]] if any(kind.fit != PAPERS_FIT for kind in groups) else []),
         ["runs", *(str(len(same)) for same in runs)],
         ["diverged", *(str(sum(outcome.diverged for outcome in same)) for same in runs)],
-        *(_percent_column(f"{split} top-1 %", [accuracies(same, split) for same in runs]) for split in splits),
+        *(_percent_column(f"{heading} top-1 %", groups) for heading, groups in shown.items()),
     ]
     return side_by_side(columns)
 

@@ -161,7 +161,7 @@ def expected_shapes(metadata: Mapping) -> dict[str, tuple[int, ...]]:
     if metadata["memory_tokens"]:
         shapes["memory"] = (metadata["num_layers"], metadata["memory_tokens"], width)
     for projection, rank in metadata.get("low_rank", {}).items():
-        inputs, outputs = projection_size(projection, width, metadata.get("intermediate_size"))
+        inputs, outputs = projection_size(projection, width, metadata["intermediate_size"])
         shapes[f"low_rank.{projection}.down"] = (metadata["num_layers"], rank, inputs)
         shapes[f"low_rank.{projection}.up"] = (metadata["num_layers"], outputs, rank)
     return shapes

@@ -41,13 +41,14 @@ from learnable_memory.head_metadata import (
     describe,
     expected_shapes,
     head_hash,
+    ranks_of,
     spec_of,
 )
 
 __all__ = [
     "FORMAT_VERSION", "HEADER_KEY", "NETWORK_KEY", "OLD_SUFFIX", "REQUIRED", "RESERVED", "SEVERAL_KEY",
     "SUFFIX", "HeadFile", "HeadSpec", "check", "check_base", "content_hash", "describe", "expected_shapes", "file_name",
-    "find", "head_hash", "load", "load_all", "opened", "parsed", "read_all_metadata",
+    "find", "head_hash", "load", "load_all", "opened", "parsed", "ranks_of", "read_all_metadata",
     "read_metadata", "read_old", "save", "save_all", "spec_of", "write",
 ]  # fmt: skip
 

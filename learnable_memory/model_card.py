@@ -31,16 +31,17 @@ ON_THE_HUB = {
 # Of the training options those that say how the head was made; paths of the machine are not among them. Heads that were
 # trained earlier call their method "regime".
 RECIPE = (
-    "method", "regime", "lr", "momentum", "clip", "warmup_steps", "epochs", "max_steps", "batch_size", "views",
-    "precision", "image_size", "seed", "data_seed",
+    "method", "regime", "optimizer", "lr", "momentum", "weight_decay", "label_smoothing", "ema", "clip", "warmup_steps",
+    "epochs", "max_steps", "batch_size", "views", "precision", "image_size", "seed", "data_seed",
 )  # fmt: skip
 
 METHOD = """\
 ## Method
 
 The base stays frozen. In each layer the head's class token reads the base's tokens and memory that was learned for this
-task; the base's tokens see nothing of the head. So the base's own answers stay what they are, and heads that were
-trained apart can be loaded into one model, where each answers as it does alone.
+task; low-rank weights, if it has any, are applied to its own tokens. The base's tokens see nothing of the head. So the
+base's own answers stay what they are, and heads that were trained apart can be loaded into one model, where each
+answers as it does alone.
 
 ```bibtex
 @inproceedings{sandler2022learnable,
@@ -182,11 +183,12 @@ def _description(title: str, head: Mapping) -> str:
         "base fingerprint": _text(head["base"]["fingerprint"]),
         "layers, width": f"{head['num_layers']}, {head['hidden_size']}",
         "cells": _cells(head),
+        "low-rank weights": _text(_ranks(head)),
         "extends": ", ".join(f"{_text(parent['name'])} (hash {_text(parent['hash'])})" for parent in head["extends"]),
         "classes": f"{head['num_labels']:,}",
         "pixels": _pixels(head),
         **_data_rows(head),
-        "accuracy on select": _accuracy(_score(head, "select")),
+        _chosen_on(head): _accuracy(_score(head, "select")),
         "accuracy on eval": _accuracy(_score(head, "eval")),
         "training": _pairs(head.get("training") or {}, RECIPE),
         "versions": _pairs(head.get("versions") or {}),
@@ -214,6 +216,19 @@ def _cells(head: Mapping) -> str:
     return f"{head['memory_tokens']} in each layer, {where}"
 
 
+def _ranks(head: Mapping) -> str:
+    """Of which projections, and whose: rank 8 of query, output in each layer, for its class token alone."""
+    by_rank: dict[int, list[str]] = {}
+    for projection, rank in head.get("low_rank", {}).items():
+        by_rank.setdefault(rank, []).append(projection)
+    if not by_rank:
+        return ""
+    ranks = "; ".join(f"rank {rank} of {', '.join(projections)}" for rank, projections in by_rank.items())
+    memory = head["memory_tokens"] and not {"key", "value"}.isdisjoint(head["low_rank"])
+    whose = "its class token and, of key and value, its memory" if memory else "its class token alone"
+    return f"{ranks}, in each layer, for {whose}"
+
+
 def _pixels(head: Mapping) -> str:
     settings = Preprocessing.of_head(head)
     return _text(settings.words) if settings else "as the base's own processor makes them"
@@ -233,6 +248,12 @@ def _data_rows(head: Mapping) -> dict[str, str]:
         rows[f"images of {_text(role)}"] = f"{split['images']:,} (hash {_text(split['hash'])})"
     broken = sum(left["images"] for left in (data.get("left_out") or {}).values())
     return {**rows, "broken images left out": f"{broken:,}" if broken else ""}
+
+
+def _chosen_on(head: Mapping) -> str:
+    """What the first of its accuracies is of: with cross-validation, of images that were not learned from either."""
+    folds = (head.get("metrics") or {}).get("folds")
+    return f"accuracy out of fold, {len(folds)} folds" if folds else "accuracy on select"
 
 
 def _accuracy(score: Mapping) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ class Recipe:
         warmup_steps: the rate grows linearly over these.
         max_steps: stop after so many steps, with the cosine at zero then; None for the end of the last epoch.
         fit: the optimizer, weight decay, label smoothing and moving average; `momentum` is AdamW's first beta.
+        held_out: the fold whose images it does not learn from, of batches that a `FoldLoader` gives; None: of all.
     """
 
     epochs: int = 20
@@ -34,6 +36,7 @@ class Recipe:
     warmup_steps: int = 5
     max_steps: int | None = None
     fit: FitSpec = PAPERS_FIT
+    held_out: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
@@ -78,9 +81,17 @@ class HeadOptimizer:
         """The rate of the coming step."""
         return float(self.schedule.get_last_lr()[0])
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross entropy of logits [B, C] against labels int64 [B], smoothed as the recipe says."""
+    def loss(self, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Mean cross entropy of logits [B, C] against labels int64 [B], smoothed as the recipe says.
+
+        Args:
+            rows: int64, the images of the batch that count, each once; None: all. Of none the loss is 0.
+        """
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if rows is not None:
+            precise, labels = precise[rows], labels[rows]
+            if not len(rows):
+                return precise.sum()  # 0, with gradients of 0
         return F.cross_entropy(precise, labels, label_smoothing=self.recipe.fit.label_smoothing)
 
     def clip(self) -> Tensor:
@@ -98,6 +109,13 @@ class HeadOptimizer:
             decay = min(self.recipe.fit.ema, self.averaged_steps / (self.averaged_steps + 9))
             for mean, parameter in zip(self.average, self.parameters, strict=True):
                 mean.lerp_(parameter.detach(), 1 - decay)
+
+    def skip(self) -> None:
+        """A step without gradients: the schedule goes on, what is learned stays."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a schedule that steps before its optimizer
+            self.schedule.step()
+        self.optimizer.zero_grad()
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Out-of-fold predictions: what cross-validation says of each training image, by a head that has not learned from it.
 
-    found = load("models/Digits_out_of_fold.json")
+    found = load(find("Digits", "models"))                          # models/Digits_out_of_fold.json
     found.probability[found.label != found.predicted]               # float64; pandas.DataFrame(found.columns()) as well
 
 Written by `vit_train.py --folds K` beside the head. The file is JSON: `format` (1), `head`, `folds`, `labels` (names of
@@ -84,13 +84,46 @@ def load(path: str | os.PathLike) -> OutOfFold:
         images = record["images"]
         whole = {name: np.array(images[name], dtype=np.int64) for name in WHOLE}
         parts = {name: np.array(images[name], dtype=np.float64) for name in PARTS}
-        names = list(images["image"])
-        if any(column.shape != (len(names),) for column in (*whole.values(), *parts.values())):
-            raise ValueError("its columns differ in length")
-        return OutOfFold(
-            record["head"], record["folds"], record["labels"], record["dataset"], names, **whole, **parts
+        found = OutOfFold(
+            record["head"], record["folds"], record["labels"], record["dataset"], list(images["image"]), **whole,
+            **parts,
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:  # a JSON error is a ValueError
-        raise ValueError(
-            f"{path} is no file of out-of-fold predictions, as vit_train.py --folds writes ({error!s})."
-        ) from None
+        _check(found)
+    except KeyError as error:
+        raise ValueError(f"{_no_such_file(path)} (it has no {error}).") from None
+    except (OverflowError, TypeError, ValueError) as error:  # a JSON error is a ValueError
+        raise ValueError(f"{_no_such_file(path)} ({error}).") from None
+    return found
+
+
+def _no_such_file(path: Path) -> str:
+    return f"{path} is no file of out-of-fold predictions, as vit_train.py --folds writes"
+
+
+def _check(found: OutOfFold) -> None:
+    """Raise ValueError, KeyError or TypeError for what would not be found out before it is used."""
+    _ = found.dataset["name"], found.dataset["split_seed"], found.dataset["splits"]["train"]["hash"]
+    limits = {"label": len(found.labels), "predicted": len(found.labels), "fold": found.folds}
+    for name in (*WHOLE, *PARTS):
+        column = getattr(found, name)
+        if column.shape != (len(found),):
+            raise ValueError(f"its columns differ in length: {len(found)} in image, {len(column)} in {name}")
+        highest = limits.get(name, 2) - 1  # of a probability 1
+        if not ((column >= 0) & (column <= highest)).all():  # NaN is neither
+            raise ValueError(f"its column {name} has values that are not between 0 and {highest}")
+
+
+def find(name: str, folder: str | os.PathLike) -> Path:
+    """A name as a file: a path is taken as it is, the name of a head is looked up in the folder.
+
+    Raises FileNotFoundError that lists what the folder has.
+    """
+    folder = Path(folder)
+    place = Path(name) if Path(name).is_file() else folder / f"{name}{ENDING}"
+    if not place.is_file():
+        there = sorted(path.name.removesuffix(ENDING) for path in folder.glob(f"*{ENDING}"))
+        raise FileNotFoundError(
+            f"There is no file {name}, and no {name}{ENDING} in {folder} (there: {', '.join(there) or 'none'}): "
+            "vit_train.py --folds K writes one."
+        )
+    return place

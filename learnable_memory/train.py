@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from learnable_memory.best_epoch import Best
@@ -32,6 +30,7 @@ from learnable_memory.loading import Loader
 from learnable_memory.meter import Meter
 from learnable_memory.optim import HeadOptimizer, Recipe
 from learnable_memory.runlog import RunLog
+from learnable_memory.train_step import train_step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -107,7 +106,7 @@ class Run:
 
 
 def train(
-    model: "MemoryCapableViT | TunedModel", heads: Sequence[str], train_loader: Loader, select_loader: Loader,
+    model: "MemoryCapableViT | TunedModel", heads: Sequence[str], train_loader: Loader, select_loader: Loader | None,
     recipes: Recipe | Mapping[str, Recipe], log: RunLog | None = None, progress: bool = True, *,
     checkpoint: Checkpoint | None = None, accelerator: "Accelerator | None" = None, alone: bool | None = None,
 ) -> dict[str, Best]:  # fmt: skip
@@ -117,8 +116,9 @@ def train(
         model: a MemoryCapableViT, whose base stays as it is, bit for bit, as do all other heads; or a TunedModel.
         heads: names of the heads to train.
         train_loader: batches of (pixel_values, labels), with `EpochBatches` as its batch sampler; of any other loader
-            the order and the views are its own affair, and it can be resumed between epochs only.
-        select_loader: the selection split, whole; the epoch with the best top-1 there is kept.
+            the order and the views are its own affair, and it can be resumed between epochs only. A `FoldLoader`
+            where a recipe holds a fold out.
+        select_loader: the selection split, whole; the epoch with the best top-1 there is kept. None: the last one is.
         recipes: one for all heads, or one for each; they must agree on the number of steps.
         log: metrics go there: `train/loss`, `train/lr`, `train/gradient_norm` and those of `Meter` every 10 steps,
             `select/*` every epoch; unless it is `alone`, each key of a head ends in `/{head}`.
@@ -157,7 +157,10 @@ def train(
         while run.step < steps or run.batch:
             bar.set_description(f"epoch {run.epoch + 1}")
             train_epoch(run, train_loader, writer, meter, bar, saver, stop, accelerator)
-            choose_epoch(run, select_loader, writer, bar, saver, stop, accelerator)
+            if select_loader is None:
+                end_epoch(run)
+            else:
+                choose_epoch(run, select_loader, writer, bar, saver, stop, accelerator)
             saver.save()
             if stop and not saver.shares:  # it came too late for the selection; several processes agree in a step
                 saver.interrupt(stop)
@@ -203,11 +206,20 @@ def train_epoch(
         if run.step % LOG_EVERY == 0 or run.step in (1, run.steps) or diverged:
             reading = meter.read(run.step)
             writer.write(rows, run.step, run.epoch + 1, reading)
-            lowest = min(row["train/loss"] for name, row in rows.items() if name in run.optimizers)
+            lowest = min((row["train/loss"] for name, row in rows.items() if name in run.optimizers), default=math.nan)
             memory = reading["train/peak_memory_bytes"] / 2**30
             text = f"loss {lowest:.3f}, waited {reading['train/waited_share']:.0%}, peak {memory:.1f} GiB"
             bar.set_postfix_str(text, refresh=False)
         saver.after_step(stopping, stop)
+
+
+def end_epoch(run: Run) -> None:
+    """Without a selection split what is learned at the end of the last epoch is kept."""
+    if run.step >= run.steps:
+        for name, optimizer in run.optimizers.items():
+            with optimizer.averaged():
+                run.best[name].keep(run.epoch, run.model.heads[name])
+    run.epoch, run.batch = run.epoch + 1, 0
 
 
 def choose_epoch(
@@ -232,63 +244,6 @@ def choose_epoch(
     which = f"{leader} leads with select" if len(top1) > 1 else f"{leader} select"
     (logger.info if bar.disable else bar.write)(f"epoch {run.epoch + 1}: {which} top-1 {top1[leader]:.4f}")
     run.epoch, run.batch = run.epoch + 1, 0
-
-
-def train_step(
-    model: "MemoryCapableViT | TunedModel", optimizers: Mapping[str, HeadOptimizer], batch: tuple[Any, Tensor] | None,
-    accelerator: "Accelerator | None" = None, stop: object = False,
-) -> tuple[dict[str, dict[str, float]], bool]:  # fmt: skip
-    """One step of every head on one batch.
-
-    A head whose loss or gradient is not finite makes no step: its parameters stay finite, and so does all that stands
-    beside them in the pass.
-
-    Args:
-        batch: pixel_values [B, channels, height, width] (or `BaseTokens`) and labels int64 [B]; None where another
-            process has all of it.
-        stop: true if this process was asked to stop; looked at after the gradients are there.
-
-    Returns for each head its `train/loss`, `train/lr` and `train/gradient_norm`, and whether any process has to stop.
-    """
-    device = next(model.parameters()).device
-    images, losses = 0, torch.zeros(len(optimizers), device=device)
-    if batch is not None:
-        inputs, labels = batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
-        outputs = model(inputs, heads=list(optimizers), with_base=False)
-        losses = torch.stack([optimizer.loss(outputs[name].logits, labels) for name, optimizer in optimizers.items()])
-        images = len(labels)
-        losses.sum().backward()  # each head gets the gradient of its own loss: no other depends on its parameters
-    losses, stop = losses.detach(), bool(stop)
-    if is_shared(accelerator):
-        losses, stop = average_over_processes(accelerator, optimizers, losses, images, stop)
-    norms = torch.stack([optimizer.clip() for optimizer in optimizers.values()])
-    # The device is waited for once in a step, not once for each head.
-    numbers = torch.stack([losses.to(norms.dtype), norms], dim=1).tolist()
-    rows = {}
-    for (name, optimizer), (loss, norm) in zip(optimizers.items(), numbers, strict=True):
-        rows[name] = {"train/loss": loss, "train/lr": optimizer.rate, "train/gradient_norm": norm}
-        if math.isfinite(loss) and math.isfinite(norm):
-            optimizer.step()
-    return rows, stop
-
-
-def average_over_processes(
-    accelerator: "Accelerator", optimizers: Mapping[str, HeadOptimizer], losses: Tensor, images: int, stop: bool
-) -> tuple[Tensor, bool]:
-    """Make mean losses [T] and gradients over this process's images those over the whole batch, in one exchange.
-
-    All processes get the same bits, so they agree on which heads have diverged, and on stopping.
-    """
-    parameters = [parameter for optimizer in optimizers.values() for parameter in optimizer.parameters]
-    gradients = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in parameters]
-    mine = torch.cat([gradient.flatten() for gradient in gradients] + [losses.to(gradients[0].dtype)]) * images
-    counts = mine.new_tensor([images, stop])
-    *shares, total = accelerator.reduce(torch.cat([mine, counts]), "sum").split(
-        [*(gradient.numel() for gradient in gradients), len(losses), 2]
-    )
-    for parameter, share in zip(parameters, shares, strict=False):
-        parameter.grad = (share / total[0]).view_as(parameter)
-    return shares[-1] / total[0], bool(total[1] > 0)
 
 
 def drop_diverged(

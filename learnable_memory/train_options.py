@@ -140,9 +140,18 @@ class TrainOptions(DataChoice, RunOptions):
         default_help="the end of the last epoch",
     )
     seed: int = option(0, "stands for --seeds and --data_seeds where they are left out", group="training", legal=SEED)
+    folds: int | None = option(
+        None,
+        "cross-validate: each head this many times more in the same pass, each without its share of the training "
+        "images, which it is then tried on. Nothing is held out to choose on: the best of a grid is the best out of "
+        "fold, and the head that is kept has learned from all images, to the last epoch",
+        group="training",
+        legal=at_least(2),
+        default_help="a selection split",
+    )
     data_seeds: tuple[int, ...] | None = option(
         None,
-        "draw order, augmentation and the selection split; each is a pass of its own",
+        "draw order, augmentation and the selection split, or the folds; each is a pass of its own",
         group="training",
         legal=SEED,
         default_help="that of --seed, with the selection split of --split_seed",
@@ -237,6 +246,11 @@ class TrainOptions(DataChoice, RunOptions):
                 f"--cache keeps what the base makes of an image, which is of no use to {apart[0].label} "
                 f"({apart[0].reason}): leave --cache out, or train that one in a run of its own."
             )
+        if apart and self.folds:
+            raise ValueError(
+                f"--folds is for heads, which learn in one pass, and {apart[0].label} is none: {apart[0].reason}. "
+                "Leave it out."
+            )
         if apart and self.extends:
             raise ValueError(f"--extends is for heads, which {apart[0].label} is not: {apart[0].reason}. Leave it out.")
         if self.extends and "head" in self.method:
@@ -268,8 +282,8 @@ class TrainOptions(DataChoice, RunOptions):
             raise ValueError("--rank_of says what --rank of a head is for, and no head has one: leave it out.")
         if any(self.rank or ()) and not any(spec.rank for spec in self.method_specs):
             raise ValueError(
-                f"--rank is {_list(self.rank)}, but low-rank weights belong to masked memory of each layer's own: "
-                "leave it out, or --masking and --memory_update."
+                f"--rank is {_list(self.rank or ())}, but low-rank weights belong to masked memory of each layer's "
+                "own: leave it out, or --masking and --memory_update."
             )
         if self.gradient_checkpointing and all(spec.combinable for spec in self.method_specs):
             raise ValueError(

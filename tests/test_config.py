@@ -65,6 +65,7 @@ def test_training_defaults_are_those_of_the_design():
         "batch_size": 64,
         "lr": [0.03],
         "seeds": [0],
+        "folds": None,
         "data_seeds": None,
         "momentum": 0.9,
         "clip": 1.0,
@@ -252,6 +253,26 @@ def test_a_run_is_not_both_gone_on_with_and_started_anew():
     assert train("--resume").resume is True
 
 
+@pytest.mark.parametrize(
+    ("apart", "reason"),
+    [
+        ({"method": "full"}, "full is none: it changes the base's own weights"),
+        (
+            {"method": ("memory", "lora")},
+            "lora, rank 8 is none: it changes what the base's own projections give",
+        ),
+        (
+            {"masking": "none", "number_of_memory_tokens": 1},
+            "memory, 1 cell, no mask is none: its memory is seen by the base's own tokens",
+        ),
+    ],
+)
+def test_folds_are_for_heads(apart, reason):
+    with pytest.raises(ValueError, match=re.escape(f"--folds is for heads, which learn in one pass, and {reason}")):
+        TrainOptions(dataset="Digits", folds=5, **apart)
+    assert TrainOptions(dataset="Digits", folds=5, method="head").folds == 5
+
+
 def test_values_that_only_look_alike_are_not_repeated():
     assert TrainOptions(dataset="Digits", lr=(0.1, 0.1000001)).lr == (0.1, 0.1000001)
 
@@ -273,6 +294,7 @@ def test_values_that_only_look_alike_are_not_repeated():
         ({"seed": -1}, "--seed is -1, but it has to be between 0 and 4294967295."),
         ({"split_seed": 2**32}, "--split_seed is 4294967296, but it has to be between 0 and 4294967295."),
         ({"views": -1}, "--views is -1, but it has to be 0 or more."),
+        ({"folds": 1}, "--folds is 1, but it has to be 2 or more."),
         ({"checkpoint_steps": 0}, "--checkpoint_steps is 0, but it has to be 1 or more."),
         ({"cache": "ram"}, "--cache is 'ram', but it has to be one of none, memory, disk."),
         ({"cache_dtype": "int8"}, "--cache_dtype is 'int8', but it has to be one of float32, bfloat16, float16."),

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from textwrap import dedent
 
 import numpy as np
@@ -142,6 +143,7 @@ def test_a_rate_of_numpy_is_named_as_any_other():
         outcome(0.5, tokens=None, lr=1e-05, diverged_at=12),
         outcome(None, diverged_at=1),
         outcome(0.5, loss=None),
+        replace(outcome(0.5, 0.4), folds=[score(0.4), score(0.6)]),
     ],
 )
 def test_an_outcome_survives_json(result):
@@ -175,6 +177,7 @@ def test_a_row_has_the_cells_values_beside_the_others():
         "select": score(0.5),
         "eval": score(0.4),
         "eval_right": None,
+        "folds": None,
         "steps": None,
         "train_seconds": None,
         "eval_seconds": None,
@@ -263,6 +266,23 @@ def test_the_table_has_means_deviations_and_divergences_in_the_order_of_the_opti
             memory, 20 cells    0.3     4         1        60.00 ± 10.00       82.00 ± 1.41
             memory, 20 cells  1e-05     1         1            -                   -
             head+class            1     1         0         4.00                5.00
+            """
+        ).strip()
+    )
+
+
+def test_the_table_of_cross_validated_runs_has_the_folds_in_place_of_the_selection_split():
+    folds = [[score(0.40), score(0.60)], [score(0.70), score(0.90)]]
+    outcomes = [replace(outcome(0.1, 0.4, data_seed=seed), folds=each) for seed, each in enumerate(folds)]
+    outcomes.append(outcome(None, lr=0.3, diverged_at=2))
+    # Of 40, 60, 70, 90: the mean is 65, the sample deviation the root of (625 + 25 + 25 + 625) / 3.
+    assert (
+        table(outcomes)
+        == dedent(
+            """
+            method            lr  runs  diverged  out-of-fold top-1 % ± sd  eval top-1 % ± sd
+            memory, 5 cells  0.1     2         0             65.00 ± 20.82       40.00 ± 0.00
+            memory, 5 cells  0.3     1         1                 -                  -
             """
         ).strip()
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from learnable_memory import plots
 from learnable_memory.commands import figures
+from learnable_memory.two_streams_plot import two_streams
 from vit import build_attention_mask
 
 METRICS = [
@@ -40,6 +41,16 @@ def test_training_curves_show_loss_accuracy_and_the_evaluation(tmp_path, drawn):
     assert math.isnan(lines["train, each step"].get_ydata()[1])
     assert lines["best, 60.0%"].get_xydata().tolist() == [[3.0, 0.6]]
     assert lines["evaluation split, 55.0%"].get_xydata().tolist() == [[3.0, 0.55]]
+
+
+def test_curves_of_a_cross_validated_run_show_what_is_known_at_its_end(tmp_path, drawn):
+    end = {"step": 6, "eval/top1": 0.55, "folds/top1": 0.625}
+    plots.training_curves([*METRICS[:3], end], tmp_path / "curves.png")
+    (figure,) = drawn
+    accuracy = figure.axes[1]
+    lines = {line.get_label(): line for line in accuracy.lines}
+    assert lines["training images, out of fold, 62.5%"].get_xydata().tolist() == [[6.0, 0.625]]
+    assert lines["evaluation split, 55.0%"].get_xydata().tolist() == [[6.0, 0.55]]
 
 
 def test_curves_are_drawn_before_the_first_epoch_ends_and_for_a_diverged_run(tmp_path):
@@ -111,7 +122,7 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
     import sys
 
     loaded = "matplotlib.pyplot" in sys.modules
-    plots.two_streams(tmp_path / "streams.png")
+    two_streams(tmp_path / "streams.png")
     assert ("matplotlib.pyplot" in sys.modules) == loaded
 
 

@@ -21,7 +21,7 @@ from learnable_memory.grid import Cell
 from learnable_memory.method_spec import MethodSpec
 from learnable_memory.optim import HeadOptimizer, Recipe
 from learnable_memory.runlog import read_metrics
-from learnable_memory.train import average_over_processes, train_step
+from learnable_memory.train_step import average_over_processes, train_step
 from test_commands import QUICK, base, colours  # noqa: F401 - fixtures
 from test_train import train_loader
 from tiny import add_random_head, images, tiny_model
@@ -85,15 +85,15 @@ def test_the_average_is_the_gradient_of_the_whole_batch(batch, mine):
     rest, other = len(labels) - mine, Other()
     losses = backward(model, pixel_values[mine:], labels[mine:]) if rest else expected_losses.new_zeros(2)
     if rest:
-        average_over_processes(other, optimizers, losses, rest, False)
+        average_over_processes(other, optimizers, losses, [rest, rest], False)
     else:
-        other = Other([5.0, 0.0])  # images and requests to stop, so that nothing is divided by zero
-        average_over_processes(other, optimizers, losses, 0, False)
+        average_over_processes(other, optimizers, losses, [0, 0], False)
         assert not other.sent.any()
 
     model, optimizers = two_heads()
     losses = backward(model, pixel_values[:mine], labels[:mine])
-    found_losses, stop = average_over_processes(Other(other.sent), optimizers, losses, mine, False)
+    found_losses, images, stop = average_over_processes(Other(other.sent), optimizers, losses, [mine, mine], False)
+    assert images == [5, 5]
     assert torch.allclose(found_losses, expected_losses, rtol=0, atol=1e-12)
     found = gradients(model)
     assert found.keys() == expected.keys()
@@ -105,7 +105,7 @@ def test_the_average_is_the_gradient_of_the_whole_batch(batch, mine):
 @pytest.mark.parametrize(("ours", "theirs"), [(True, 0.0), (False, 1.0), (True, 1.0)])
 def test_all_processes_stop_if_one_has_to(batch, ours, theirs):
     model, optimizers = two_heads()
-    rows, stop = train_step(model, optimizers, batch, Other([5.0, theirs]), ours)
+    rows, stop = train_step(model, optimizers, batch, Other([5.0, 5.0, theirs]), ours)
     assert stop is True and rows.keys() == {"A", "B"}
 
 
@@ -126,8 +126,8 @@ def test_a_process_without_an_image_makes_the_same_step(batch):
 def test_a_head_that_diverges_in_the_other_process_makes_no_step_here(batch):
     model, optimizers = two_heads()
     before = {name: value.clone() for name, value in model.heads.state_dict().items()}
-    # loss of A, loss of B, images, stop
-    rows, _ = train_step(model, optimizers, batch, Other([0.0, float("nan"), 5.0, 0.0]))
+    # loss of A, loss of B, images of each, stop
+    rows, _ = train_step(model, optimizers, batch, Other([0.0, float("nan"), 5.0, 5.0, 0.0]))
     assert rows["B"]["train/loss"] != rows["B"]["train/loss"] and rows["A"]["train/loss"] > 0
     changed = {name for name, value in model.heads.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if name.startswith("A.")}

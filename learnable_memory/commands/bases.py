@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from learnable_memory.config import Places
 from learnable_memory.options import NOT_EMPTY, at_least, option, parse
+from learnable_memory.projections import USUAL_PROJECTIONS
 from learnable_memory.text_table import side_by_side
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from vit import MemoryCapableViT
 
 CLASSES = 100  # of the heads whose cost is shown
-MEMORY_TOKENS = (0, 1, 5, 20)
+HEADS = ((0, 0), (1, 0), (5, 0), (20, 0), (1, 1), (1, 8))  # their cells, and their rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,12 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
         "fingerprint": model.fingerprint,
         "base, an image": f"{_count(base)} multiplications with their additions",
     }
-    for memory_tokens in MEMORY_TOKENS:
-        extra = cost.head(*shape, memory_tokens, CLASSES)
-        numbers = config.hidden_size * (1 + config.num_hidden_layers * memory_tokens + CLASSES) + CLASSES
-        lines[f"+ a head, {memory_tokens} {'cell' if memory_tokens == 1 else 'cells'}"] = (
+    for memory_tokens, rank in HEADS:
+        ranks = dict.fromkeys(USUAL_PROJECTIONS, rank)
+        extra = cost.head(*shape, memory_tokens, CLASSES, ranks)
+        numbers = cost.head_numbers(*shape[1:], memory_tokens, CLASSES, ranks)
+        cells = f"{memory_tokens} {'cell' if memory_tokens == 1 else 'cells'}"
+        lines[f"+ a head, {cells}{f', rank {rank}' if rank else ''}"] = (
             f"{_count(extra)} more, {extra / base:.2%} of the base; {numbers:,} numbers to learn, "
             f"{4 * numbers / 1000:,.0f} kB ({CLASSES} classes)"
         )

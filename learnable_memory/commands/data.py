@@ -1,12 +1,13 @@
 """`python -m learnable_memory data NAME`: look at a data set before hours are spent on it.
 
 Prints its splits, class balance and image sizes, and draws a contact sheet: some training images as they are stored, as
-evaluation shows them to the model, and as training does.
+evaluation shows them to the model, and as training does. `data suspects FILE` finds mislabelled images after training.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,12 @@ class DataOptions(DataChoice, Places):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print, check if asked to, draw."""
+    """Print, check if asked to, draw; or `data suspects`, which has options of its own."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["suspects"]:
+        from learnable_memory.commands import suspects
+
+        return suspects.main(argv[1:])
     options = parse(DataOptions, __doc__, argv, prog="python -m learnable_memory data")
 
     from learnable_memory import overview

@@ -22,7 +22,7 @@ from learnable_memory.grid import OF_A_CELL
 from learnable_memory.meter import peak_memory, reset_peak_memory
 from learnable_memory.optim import HeadOptimizer
 from learnable_memory.text_table import side_by_side
-from learnable_memory.train import train_step
+from learnable_memory.train_step import train_step
 
 logger = logging.getLogger(__name__)
 

@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from learnable_memory import heads, tuned_files
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.commands.experiment_runs import PlannedRun, data_of, run_options, run_pass
 from learnable_memory.commands.inputs import evaluation_loader
 from learnable_memory.commands.passes import Pass
 from learnable_memory.commands.training_base import TrainingBase
-from learnable_memory.evaluate import evaluate
+from learnable_memory.evaluate import Answers, evaluate
 from learnable_memory.experiments.card import Card, Together
 from learnable_memory.experiments.findings import Findings
 from learnable_memory.experiments.keys import digest
@@ -162,12 +160,12 @@ def _evaluated(
 ) -> dict[str, Any]:  # fmt: skip
     """The row of one head, beside what it was alone."""
     options, alone = member.run.options, member.row
-    right: dict[str, Tensor] = {}
+    answers: dict[str, Answers] = {}
     data = data_of(options)
     loader = evaluation_loader(data.eval, base.preprocessing, options, base.device)
-    score = evaluate(model, loader, [name], alongside, right=right)[name]
+    score = evaluate(model, loader, [name], alongside, answers=answers)[name]
     return {
         "labels": {member.along: member.label}, "top1": score.top1, "images": score.images,
-        "eval_right": pack_right(right[name].numpy()), "alone_top1": alone["eval"]["top1"],
+        "eval_right": pack_right(answers[name].right.numpy()), "alone_top1": alone["eval"]["top1"],
         "alone_right": alone["eval_right"], "eval_hash": data.record()["splits"]["eval"]["hash"],
     }  # fmt: skip

@@ -24,10 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(FiguresOptions, "Draw the pictures of the README.", argv, prog="python -m learnable_memory figures")
 
     from learnable_memory import plots
+    from learnable_memory.two_streams_plot import two_streams
     from vit import build_attention_mask
 
     for name, extension in (("attention_mask", False), ("attention_mask_extension", True)):
         mask = build_attention_mask(PATCHES, MEMORY_TOKENS, extension)
         path = plots.attention_mask(mask, MEMORY_TOKENS, PATCHES, options.output / f"{name}.png", extension)
         print(path)
-    print(plots.two_streams(options.output / "two_streams.png"))
+    print(two_streams(options.output / "two_streams.png"))

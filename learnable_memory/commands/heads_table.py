@@ -91,6 +91,7 @@ def row_of(path: Path, file: HeadFile) -> dict:
         "memory_tokens": metadata["memory_tokens"],
         "memory_norm": metadata["memory_norm"],
         "class_token": metadata["class_token"],
+        "low_rank": metadata.get("low_rank", {}),
         "extends": [parent["name"] for parent in metadata["extends"]],
     }
 
@@ -189,10 +190,12 @@ def _cells(row: Mapping) -> dict[str, str]:
 
 
 def _learned(row: Mapping) -> str:
-    """What the column of cells says: their number, or what is learned instead."""
+    """What the column of cells says: their number, and the ranks if there are any; or what is learned instead."""
     if "spec" in row:
         return MethodSpec(**row["spec"]).name
-    return str(row["memory_tokens"]) if row["class_token"] else "probe"
+    cells = str(row["memory_tokens"]) if row["class_token"] else "probe"
+    ranks = sorted(set(row["low_rank"].values()))
+    return f"{cells}, rank {'/'.join(map(str, ranks))}" if ranks else cells
 
 
 def _fitted(title: str, text: str, width: int) -> str:

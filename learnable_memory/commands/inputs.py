@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 def chosen_data(options: TrainOptions, accelerator: Any = None) -> dict[int | None, DataSet]:
     """The data set that the options name, once for each of `--data_seeds`, which draw its selection split.
 
-    Without `--data_seeds` the key is None, and the selection split that of `--split_seed`.
+    Without `--data_seeds` the key is None, and the selection split that of `--split_seed`. With `--folds` there is no
+    selection split, and these seeds draw the folds.
     """
     data = load_data_set(
         options.dataset, options.directory, options.split_seed, not options.no_download,
@@ -33,6 +34,8 @@ def chosen_data(options: TrainOptions, accelerator: Any = None) -> dict[int | No
     found: dict[int | None, DataSet] = {None: data}
     if options.data_seeds is not None:
         found = {seed: data.with_select_seed(seed) for seed in options.data_seeds}
+    if options.folds is not None:
+        found = {seed: each.for_folds(options.folds) for seed, each in found.items()}
     if options.on_bad_image == "stop":
         return found
     inspector = Inspector(options.workers, accelerator)
@@ -46,6 +49,8 @@ def recorded_data(record: Mapping[str, Any], options: RunOptions) -> DataSet:
         split=record.get("split", "seeded"), image_column=record.get("image_column"),
         label_column=record.get("label_column"),
     )  # fmt: skip
+    if record.get("folds"):
+        data = data.for_folds(record["folds"])
     if record.get("left_out") is None:
         return data
     return leave_out_broken(data, Inspector(options.workers), ["eval"])

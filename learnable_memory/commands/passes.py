@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from learnable_memory import grid, heads, tuned_files
+from learnable_memory import grid, heads, out_of_fold, tuned_files
 from learnable_memory.best_epoch import Best
 from learnable_memory.checkpoint import Checkpoint
+from learnable_memory.commands.cross_validation import CrossValidated, CrossValidation
 from learnable_memory.commands.inputs import TrainingInputs, evaluation_loader
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions, to_dict
 from learnable_memory.data import DataSet
-from learnable_memory.evaluate import Score, evaluate, is_shared
+from learnable_memory.evaluate import Answers, Score, evaluate, is_shared
 from learnable_memory.experiments.results import pack_right
 from learnable_memory.grid import OF_A_CELL, Cell, Outcome
 from learnable_memory.headlog import HeadLog
@@ -55,6 +56,7 @@ class Pass:
 
     Attributes:
         model: trained by `run`.
+        cross_validation: the heads that are trained beside those of the cells; None without `--folds`.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Pass:
     ) -> None:  # fmt: skip
         self.base, self.data, self.options, self.names, self.seed = base, data, options, cells, seed
         self.log, self.accelerator, self.extends, self.alone, self.others = log, accelerator, extends, alone, others
-        self.model = base.model(cells, len(data.labels), extends)
+        self.cross_validation = CrossValidation(data, list(cells)) if data.folds else None
+        trained = self.cross_validation.cells(cells) if self.cross_validation else cells
+        self.model = base.model(trained, len(data.labels), extends)
 
     def run(self, checkpoint: Checkpoint, ending: Path, learned: Path | None = None) -> list[Outcome]:
         """Train and evaluate; with `--resume`, what is on disk of it already is not done again.
@@ -78,44 +82,61 @@ class Pass:
         if self.options.resume and ending.exists():
             rows = json.loads(ending.read_text(encoding="utf-8"))["outcomes"]
             outcomes = [Outcome.from_row(row) for row in rows]
-            kept = [learned / heads.file_name(each.head) for each in outcomes if learned and not each.diverged]
-            if all(path.is_file() for path in kept):
+            kept = [each.head for each in outcomes if not each.diverged] if learned else []
+            if all(path.is_file() for name in kept for path in self._files(learned or ending.parent, name)):
                 return outcomes
 
         device = next(self.model.parameters()).device
         reset_peak_memory(device)
         best, preparing = self._train(checkpoint)
-        whole = [name for name in self.names if best[name].tensors and best[name].diverged_at is None]
-        scores, right, evaluating = self._evaluate(whole, device) if whole else ({}, {}, 0.0)
+        diverged = {name: self._diverged_at(name, best) for name in self.names}
+        whole = [name for name in self.names if best[name].tensors and diverged[name] is None]
+        scores, answers, evaluating = self._evaluate(whole, device) if whole else ({}, {}, 0.0)
+        validated = self._validate(whole)
         memory = peak_memory(device)
         outcomes = [
             Outcome(
                 cell=cell, head=name, data_seed=self.seed, parameters=self._parameters(name),
-                epoch=best[name].epoch + 1 if best[name].score else None, diverged_at=best[name].diverged_at,
-                select=_as_dict(best[name].score), eval=_as_dict(scores.get(name)),
-                eval_right=pack_right(right[name].numpy()) if name in right else None,
+                epoch=best[name].epoch + 1 if best[name].tensors else None, diverged_at=diverged[name],
+                select=_as_dict(validated[name].score if name in validated else best[name].score),
+                eval=_as_dict(scores.get(name)),
+                eval_right=pack_right(answers[name].right.numpy()) if name in answers else None,
+                folds=[asdict(each) for each in validated[name].folds] if name in validated else None,
                 steps=best[name].steps, train_seconds=preparing + best[name].seconds, eval_seconds=evaluating,
-                heads_in_pass=len(self.names), peak_memory_bytes=memory,
+                heads_in_pass=len(best), peak_memory_bytes=memory,
             )
             for name, cell in self.names.items()
         ]  # fmt: skip
         if self.log is not None:
-            self._leave(self.log, outcomes, ending, learned)
+            self._leave(self.log, outcomes, ending, learned, validated)
             checkpoint.remove()
         return outcomes
 
-    def _leave(self, log: RunLog, outcomes: Sequence[Outcome], ending: Path, learned: Path | None) -> None:
+    def _leave(
+        self, log: RunLog, outcomes: Sequence[Outcome], ending: Path, learned: Path | None,
+        validated: Mapping[str, CrossValidated],
+    ) -> None:  # fmt: skip
         evaluated = [(each, each.eval) for each in outcomes if each.eval is not None]
         if evaluated:
             rows = {each.head: {f"eval/{key}": value for key, value in scores.items()} for each, scores in evaluated}
+            for name, found in validated.items():
+                rows[name] |= {f"folds/{key}": value for key, value in asdict(found.score).items()}
             whole = [each for each in outcomes if not each.diverged]
             chosen = grid.best(whole) if whole else evaluated[0][0]
             assert chosen.steps is not None and chosen.epoch is not None  # it was trained here, and evaluated
             HeadLog(log, list(self.names), self.alone).write(rows, chosen.steps, chosen.epoch)
         for each in outcomes:
             if learned is not None and not each.diverged:
-                self.save(each, learned / heads.file_name(each.head))
+                head, *predictions = self._files(learned, each.head)
+                self.save(each, head)
+                for path in predictions:
+                    out_of_fold.save(validated[each.head].found, path)
         write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": log.position})
+
+    def _files(self, folder: Path, name: str) -> list[Path]:
+        """What a cell leaves there: what it has learned and, of a cross-validated one, its predictions."""
+        predictions = [folder / f"{name}{out_of_fold.ENDING}"] if self.cross_validation else []
+        return [folder / heads.file_name(name), *predictions]
 
     def save(self, outcome: Outcome, path: Path) -> None:
         """Write what one of its cells has learned: the file of a head, or that of a network."""
@@ -133,11 +154,16 @@ class Pass:
         """The best epochs, and the seconds before the first step: a cache is filled then."""
         start = time.perf_counter()
         inputs = self.inputs()
-        loaders = inputs.train(self.data.train), inputs.select(self.data.select)
+        loader, recipes = inputs.train(self.data.train), self.recipes()
+        if self.cross_validation:
+            select, loader = None, self.cross_validation.loader(loader)
+            recipes = self.cross_validation.recipes(recipes)
+        else:
+            select = inputs.select(self.data.select)
         preparing = time.perf_counter() - start
         try:
             best = train(
-                self.model, list(self.names), *loaders, self.recipes(), self.log, self.log is not None,
+                self.model, list(recipes), loader, select, recipes, self.log, self.log is not None,
                 checkpoint=checkpoint, accelerator=self.accelerator, alone=self.alone,
             )  # fmt: skip
         except AllDiverged as all_diverged:
@@ -147,24 +173,41 @@ class Pass:
             best = all_diverged.best
         return best, preparing
 
+    def _diverged_at(self, name: str, best: Mapping[str, Best]) -> int | None:
+        """The step at which a cell's head diverged, or the first of those beside it."""
+        beside = self.cross_validation.heads[name] if self.cross_validation else []
+        return min((at for head in (name, *beside) if (at := best[head].diverged_at) is not None), default=None)
+
+    def _validate(self, names: Sequence[str]) -> dict[str, CrossValidated]:
+        if self.cross_validation is None or not names:
+            return {}
+        description = f"{self.options.name} fold" if self.log is not None else None
+        preprocessing = self.base.preprocessing
+        return self.cross_validation.validate(self.base.tokens, names, preprocessing, self.options, description)
+
     def _evaluate(self, names: Sequence[str], device: torch.device) -> tuple[dict, dict, float]:
-        """Of these heads the scores on `eval` and, of a process that has all of it, which images were right; and the
-        seconds that it took."""
+        """Of these heads the scores on `eval` and, of a process that has all of it, what they said of each image; and
+        the seconds that it took."""
         loader = evaluation_loader(self.data.eval, self.base.preprocessing, self.options, device, self.accelerator)
         description = f"{self.options.name} eval" if self.log is not None else None
-        right: dict[str, torch.Tensor] = {}
+        answers: dict[str, Answers] = {}
         start = time.perf_counter()
-        scores = evaluate(self.model, loader, names, description=description, accelerator=self.accelerator, right=right)
-        return scores, {} if is_shared(self.accelerator) else right, time.perf_counter() - start
+        scores = evaluate(
+            self.model, loader, names, description=description, accelerator=self.accelerator, answers=answers
+        )
+        return scores, {} if is_shared(self.accelerator) else answers, time.perf_counter() - start
 
     def _announce(self) -> None:
         numbers = sum(self._parameters(name) for name in self.names)
         what = self.options.name if len(self.names) == 1 else f"{len(self.names)} heads in one pass"
         what += f", built on {', '.join(self.extends)}," if self.extends else ""
+        folds = self.data.folds
+        what += f", each {folds} times more without a fold," if folds else ""
+        chosen_on = "all of them to choose on, out of fold" if folds else f"{len(self.data.select):,} to choose on"
         logger.info(
-            "%s on %s: %s numbers to learn; %s images of %d classes (%s to choose on, %s to report on), from %s",
-            what, self.model.base_id, f"{numbers:,}", f"{len(self.data.train):,}", len(self.data.labels),
-            f"{len(self.data.select):,}", f"{len(self.data.eval):,}", self.data.source,
+            "%s on %s: %s numbers to learn; %s images of %d classes (%s, %s to report on), from %s",
+            what, self.model.base_id, f"{numbers:,}", f"{len(self.data.train):,}", len(self.data.labels), chosen_on,
+            f"{len(self.data.eval):,}", self.data.source,
         )  # fmt: skip
 
     def _parameters(self, name: str) -> int:
@@ -173,8 +216,8 @@ class Pass:
     def inputs(self) -> TrainingInputs:
         """The loaders that it is trained from."""
         return TrainingInputs(
-            self.model, self.base.preprocessing, self.data.views, self.options, self.seed, len(self.names),
-            self.accelerator,
+            self.model, self.base.preprocessing, self.data.views, self.options, self.seed,
+            len(self.names) * (1 + (self.data.folds or 0)), self.accelerator,
         )  # fmt: skip
 
     def recipes(self) -> dict[str, Recipe]:
@@ -198,7 +241,12 @@ def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOpt
         "labels": data.labels,
         "preprocessing": preprocessing.to_dict(),
         "dataset": data.record(),
-        "metrics": {"epoch": outcome.epoch, "select": outcome.select, "eval": outcome.eval},
+        "metrics": {
+            "epoch": outcome.epoch,
+            "select": outcome.select,
+            "folds": outcome.folds,
+            "eval": outcome.eval,
+        },
         "training": {**kept, **cell, "data_seed": outcome.data_seed},
         "versions": versions(),
     }

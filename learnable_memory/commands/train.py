@@ -7,11 +7,12 @@ for each of `--data_seeds`.
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
-from learnable_memory import grid, heads, plots, tuned_files
+from learnable_memory import grid, heads, out_of_fold, plots, tuned_files
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.commands.inputs import chosen_data, part_of
 from learnable_memory.commands.model import start_logging
@@ -52,6 +53,12 @@ class Files:
         """Of one finished pass, with where in the log it ended."""
         return self.folder / f"outcomes{suffix}.json"
 
+    def out_of_fold(self, name: str | None = None) -> Path:
+        """The predictions of `--folds`: of a cell until the best of all is known, and then beside the head."""
+        if name is None:
+            return self.options.output / f"{self.options.name}{out_of_fold.ENDING}"
+        return self.folder / f"{name}{out_of_fold.ENDING}"
+
     @property
     def parents(self) -> Path:
         """What the heads are built on, by hash."""
@@ -72,7 +79,7 @@ class Files:
     def done_with(self) -> list[Path]:
         """What is of no use once the head is written; a process that was killed while it wrote leaves half a file."""
         halves = self.folder.glob(".*.unfinished")
-        learned = self.folder.glob(f"*{heads.SUFFIX}")
+        learned = *self.folder.glob(f"*{heads.SUFFIX}"), *self.folder.glob(f"*{out_of_fold.ENDING}")
         return [*self.unfinished(), self.parents, *self.folder.glob("splits*.json"), *learned, *halves]
 
     def keep(self, path: Path, found: Any, what: str, writes: bool) -> None:
@@ -143,7 +150,7 @@ def run_passes(
         for ending, cells in passes.items():
             one_pass = Pass(
                 base, data, options, cells, options.seed if data_seed is None else data_seed, log, accelerator,
-                extends=extends, alone=len(grid.cells(options)) * len(data_sets) == 1,
+                extends=extends, alone=is_alone(options),
                 others=len(passes) * len(data_sets) > 1,
             )  # fmt: skip
             checkpoint = Checkpoint(files.checkpoint(ending), options.checkpoint_steps)
@@ -157,13 +164,18 @@ def passes_of(base: TrainingBase, options: TrainOptions, suffix: str) -> dict[st
     All heads are one pass; what is no head is a pass of its own.
     """
     cells = grid.cells(options)
-    alone = len(cells) == 1 and len(options.data_seeds or (None,)) == 1
+    one_cell = len(cells) * len(options.data_seeds or (None,)) == 1
     passes: dict[str, dict[str, Cell]] = {}
     for cell in cells:
-        name = options.name if alone else f"{options.name}-{cell.name}{suffix}"
+        name = options.name if one_cell else f"{options.name}-{cell.name}{suffix}"
         ending = suffix if base.is_head(cell.spec) else f"-{cell.name}{suffix}"
         passes.setdefault(ending, {})[name] = cell
     return passes
+
+
+def is_alone(options: TrainOptions) -> bool:
+    """Whether a single head, or network, is trained, so that the log needs no names."""
+    return len(grid.cells(options)) * len(options.data_seeds or (None,)) == 1 and options.folds is None
 
 
 def check_name(name: str) -> None:
@@ -218,23 +230,38 @@ def leave(outcomes: Sequence[Outcome], files: Files) -> None:
     options, chosen = files.options, grid.best(outcomes)
     assert chosen.select is not None and chosen.eval is not None  # both are there of what did not diverge
     metrics = read_metrics(files.folder / "metrics.jsonl")
-    metrics = metrics if len(outcomes) == 1 else metrics_of(metrics, chosen.head)
+    metrics = metrics if is_alone(options) else metrics_of(metrics, chosen.head)
     picture = plots.training_curves(metrics, options.output / f"{options.name}_curves.png", options.name)
     if len(outcomes) > 1:
         report_grid(outcomes, chosen, options)
         if options.keep_all:
             for outcome in (each for each in outcomes if not each.diverged):
                 copy_as(outcome.head, files.learned(outcome.head), options.output / heads.file_name(outcome.head))
+    if options.folds:
+        predictions = out_of_fold.load(files.out_of_fold(chosen.head))
+        out_of_fold.save(replace(predictions, head=options.name), files.out_of_fold())
     what = copy_as(options.name, files.learned(chosen.head), files.head)
     for path in files.done_with():
         path.unlink(missing_ok=True)
     score, size = chosen.eval, files.head.stat().st_size / 1000
-    which = "" if len(outcomes) == 1 else f" ({chosen.cell.name}, the best of {len(outcomes)} on select)"
+    where = "out of fold" if options.folds else "on select"
+    which = "" if len(outcomes) == 1 else f" ({chosen.cell.name}, the best of {len(outcomes)} {where})"
     print(
         f"{options.name}{which}: top-1 {score['top1']:.4f}, top-5 {score['top5']:.4f} on {score['images']:,} "
-        f"evaluation images, after epoch {chosen.epoch} (select top-1 {chosen.select['top1']:.4f})\n"
+        f"evaluation images, after epoch {chosen.epoch} ({chosen_by(chosen)})\n"
         f"{what:<8}{files.head} ({size:,.0f} kB)\ncurves  {picture}\nlog     {files.folder}"
     )
+    if options.folds:
+        print(f"folds   {files.out_of_fold()}")
+
+
+def chosen_by(outcome: Outcome) -> str:
+    """In words: its accuracy on what the best of a grid is chosen by."""
+    assert outcome.select is not None
+    if outcome.folds is None:
+        return f"select top-1 {outcome.select['top1']:.4f}"
+    spread = stdev(fold["top1"] for fold in outcome.folds)
+    return f"out-of-fold top-1 {outcome.select['top1']:.4f}, sd over {len(outcome.folds)} folds {spread:.4f}"
 
 
 def copy_as(name: str, source: Path, target: Path) -> str:

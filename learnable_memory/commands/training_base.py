@@ -134,7 +134,7 @@ class TrainingBase:
                 f"{self.options.base_model} is a convolutional network: it has no tokens for {without[0]}. Legal are "
                 f"--method {' and '.join(OF_ANY_NETWORK)}."
             )
-        if self.options.cache != "none" or self.options.extends:
+        if self.options.cache != "none" or self.options.extends or self.options.folds:
             raise ValueError(
-                f"{self.options.base_model} is a convolutional network: --cache and --extends are for heads."
+                f"{self.options.base_model} is a convolutional network: --cache, --extends and --folds are for heads."
             )

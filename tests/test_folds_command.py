@@ -1,0 +1,115 @@
+"""`vit_train.py --folds`: what it leaves, how the best of a grid is chosen, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import vit_train
+from learnable_memory import heads, out_of_fold
+from learnable_memory import train as training
+from learnable_memory.grid import Outcome
+from test_commands import base, colours, train, validate  # noqa: F401 - fixtures
+from test_resume import Killed, at_call, fails, flags_of, kill
+
+GRID = ("--lr", "0.0001", "0.3", "--rank", "0", "2", "--folds", "3", "-e", "3")
+
+
+@pytest.fixture(scope="module")
+def crossed(base, colours, tmp_path_factory):  # noqa: F811
+    """Four cells, of which two learn nothing, cross-validated in three folds."""
+    folder = tmp_path_factory.mktemp("crossed")
+    train(base, folder, "-d", f"folder:{colours}", *GRID, "--keep_all")
+    return folder
+
+
+def cells_of(folder) -> list[Outcome]:
+    record = json.loads((folder / "colours_grid.json").read_text(encoding="utf-8"))
+    return [Outcome.from_row(row) for row in record["cells"]]
+
+
+def test_every_training_image_is_predicted_and_nothing_is_held_out_to_choose_on(crossed):
+    found = out_of_fold.load(crossed / "colours_out_of_fold.json")
+    head = heads.load(crossed / "colours_model.safetensors").metadata
+    assert (found.head, found.folds, found.labels) == ("colours", 3, ["blue", "green", "red"])
+    # of 20 images of each of 3 classes a fifth is held out to report on, and of the other 48 none to choose on
+    assert len(found) == len(set(found.image)) == 48
+    assert head["dataset"]["splits"]["train"]["images"] == 48 and head["dataset"]["folds"] == 3
+    assert found.dataset["splits"] == head["dataset"]["splits"]
+    for fold in range(3):
+        counts = np.bincount(found.label[found.fold == fold], minlength=3)
+        assert counts.min() >= 5 and counts.sum() == 16
+    right = (found.predicted == found.label).mean()
+    assert head["metrics"]["select"]["top1"] == pytest.approx(right)
+    assert [fold["images"] for fold in head["metrics"]["folds"]] == [16, 16, 16]
+    assert head["metrics"]["epoch"] == 3 and "folds" in head["training"]
+
+
+def test_the_best_of_the_grid_is_the_best_out_of_fold(crossed):
+    cells = cells_of(crossed)
+    assert len(cells) == 4
+    for cell in cells:
+        tops = [fold["top1"] for fold in cell.folds]
+        assert cell.select["top1"] == pytest.approx(np.mean(tops))  # folds of the same size
+        assert cell.heads_in_pass == 16
+    best = max(cells, key=lambda cell: (cell.select["top1"], -cell.select["loss"]))
+    assert best.cell.lr == 0.3 and best.select["top1"] > min(cell.select["top1"] for cell in cells)
+    chosen = heads.load(crossed / "colours_model.safetensors")
+    of_cell = heads.load(crossed / f"{best.head}_model.safetensors")
+    assert all(torch.equal(chosen.tensors[name], tensor) for name, tensor in of_cell.tensors.items())
+
+
+def test_the_run_folder_keeps_nothing_that_is_of_no_use(crossed):
+    assert sorted(path.name for path in (crossed / "colours_run").iterdir()) == ["metrics.jsonl", "options.json"]
+    assert not list(crossed.glob("*-f0*"))
+
+
+def test_the_head_that_is_kept_is_evaluated_as_any_other(crossed, capsys):
+    capsys.readouterr()
+    validate(crossed, "-m", "colours")
+    assert "+0.00" in capsys.readouterr().out
+
+
+def test_a_single_head_has_curves_and_predictions(base, colours, tmp_path, capsys):  # noqa: F811
+    train(base, tmp_path, "-d", f"folder:{colours}", "--folds", "2", "-e", "2", "--cache", "memory", "--ema", "0.5")
+    assert (tmp_path / "colours_curves.png").read_bytes().startswith(b"\x89PNG\r\n")
+    found = out_of_fold.load(tmp_path / "colours_out_of_fold.json")
+    assert len(found) == 48
+    printed = capsys.readouterr().out
+    assert f"out-of-fold top-1 {(found.predicted == found.label).mean():.4f}, sd over 2 folds" in printed
+    assert str(tmp_path / "colours_out_of_fold.json") in printed
+
+
+def test_a_cross_validated_run_goes_on_where_it_was(base, colours, tmp_path, monkeypatch):  # noqa: F811
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    flags = ("--folds", "2", "--checkpoint_steps", "1")
+    assert vit_train.main(flags_of(base, colours, whole, *flags)) == 0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_call(patch, training, "train_step", [8], kill)
+        vit_train.main(flags_of(base, colours, broken, *flags))
+    assert vit_train.main(flags_of(base, colours, broken, *flags, "--resume")) == 0
+    first, second = (out_of_fold.load(folder / "colours_out_of_fold.json") for folder in (whole, broken))
+    assert first.columns() == second.columns()
+    one, other = (heads.load(folder / "colours_model.safetensors") for folder in (whole, broken))
+    assert all(torch.equal(one.tensors[name], tensor) for name, tensor in other.tensors.items())
+
+
+def test_data_seeds_draw_other_folds(base, colours, tmp_path):  # noqa: F811
+    train(base, tmp_path, "-d", f"folder:{colours}", "--folds", "2", "-e", "1", "--data_seeds", "0", "1")
+    record = json.loads((tmp_path / "colours_grid.json").read_text(encoding="utf-8"))
+    assert [cell["data_seed"] for cell in record["cells"]] == [0, 1]
+    assert len({cell["select"]["loss"] for cell in record["cells"]}) == 2
+
+
+def test_too_many_folds_are_one_line(base, colours, tmp_path, capsys):  # noqa: F811
+    line = fails(capsys, flags_of(base, colours, tmp_path, "--folds", "17"))
+    assert "17 folds need a class of at least 17 images, and the largest has 16: take fewer." in line
+
+
+def test_other_folds_are_no_resumed_run(base, colours, tmp_path, capsys, monkeypatch):  # noqa: F811
+    flags = ("--checkpoint_steps", "1", "--folds")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_call(patch, training, "train_step", [3], kill)
+        vit_train.main(flags_of(base, colours, tmp_path, *flags, "2"))
+    assert "--folds differ" in fails(capsys, flags_of(base, colours, tmp_path, *flags, "3", "--resume"))
