@@ -66,9 +66,9 @@ class OutOfFold:
 
 
 def save(found: OutOfFold, path: str | os.PathLike) -> Path:
-    """Write the file; probabilities are rounded to six decimals."""
+    """Write the file; probabilities are rounded to six significant digits, so that tiny ones keep their order."""
     images = found.columns()
-    images.update({name: [round(value, 6) for value in images[name]] for name in PARTS})
+    images.update({name: [float(f"{value:.6g}") for value in images[name]] for name in PARTS})
     record = {"format": FORMAT, "head": found.head, "folds": found.folds, "labels": found.labels}
     write_json(Path(path), {**record, "dataset": dict(found.dataset), "images": images})
     return Path(path)

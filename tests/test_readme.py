@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -16,8 +17,8 @@ from PIL import Image
 import vit_predict
 import vit_train
 import vit_validation
+from learnable_memory import commands as learnable_memory_commands
 from learnable_memory import options
-from learnable_memory.__main__ import COMMANDS
 from learnable_memory.__main__ import main as learnable_memory
 from learnable_memory.experiments.card import card_names
 from learnable_memory.experiments.results import Results
@@ -72,8 +73,8 @@ def parse_only(monkeypatch):
         raise Parsed
 
     real = options.parse
-    for module, _ in COMMANDS.values():
-        importlib.import_module(module)
+    for module in pkgutil.iter_modules(learnable_memory_commands.__path__, "learnable_memory.commands."):
+        importlib.import_module(module.name)
     for module in list(sys.modules.values()):
         if getattr(module, "parse", None) is real:
             monkeypatch.setattr(module, "parse", parse)

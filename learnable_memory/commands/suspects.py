@@ -90,24 +90,24 @@ def judged_images(found: OutOfFold, options: Places) -> ImageSet:
     return train
 
 
-def rows(found: OutOfFold, places: Sequence[int]) -> list[tuple[str, ...]]:
-    """What `COLUMNS` name, of each of these images."""
-    return [
-        (
-            str(rank), found.image[place], found.labels[found.label[place]], found.labels[found.predicted[place]],
-            f"{found.probability[place]:.6f}", f"{found.confidence[place]:.6f}",
-        )
-        for rank, place in enumerate(places, start=1)
-    ]  # fmt: skip
-
-
 def table(found: OutOfFold, places: Sequence[int]) -> str:
     """A line for each image."""
     from learnable_memory.text_table import side_by_side
     from learnable_memory.wording import printable
 
-    lines = [COLUMNS, *rows(found, places)]
+    lines = [COLUMNS, *_lines(found, places, ".4f")]
     return side_by_side([[printable(text) for text in column] for column in zip(*lines, strict=True)], str.ljust)
+
+
+def _lines(found: OutOfFold, places: Sequence[int], digits: str) -> list[tuple[str, ...]]:
+    """What `COLUMNS` name, of each of these images."""
+    return [
+        (
+            str(rank), found.image[place], found.labels[found.label[place]], found.labels[found.predicted[place]],
+            format(found.probability[place], digits), format(found.confidence[place], digits),
+        )
+        for rank, place in enumerate(places, start=1)
+    ]  # fmt: skip
 
 
 def write_list(found: OutOfFold, train: ImageSet, places: Sequence[int], path: Path) -> Path:
@@ -122,6 +122,6 @@ def write_list(found: OutOfFold, train: ImageSet, places: Sequence[int], path: P
     ):
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, "fold", "where"])
-        for row, place in zip(rows(found, places), places, strict=True):
-            writer.writerow([*row, found.fold[place], train.describe(place)])
+        for line, place in zip(_lines(found, places, ".6g"), places, strict=True):
+            writer.writerow([*line, found.fold[place], train.describe(place)])
     return path
