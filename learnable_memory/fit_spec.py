@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw", "mixed")
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,9 @@ class FitSpec:
     """What `vit_train.py` may be told of fitting, each a dimension of a grid.
 
     Args:
-        optimizer: "sgd", with momentum (the paper's), or "adamw".
+        optimizer: "sgd", with momentum (the paper's), "adamw", or "mixed": AdamW for a head's low-rank weights and SGD
+            for all else of it.
+        rank_lr: the rate of low-rank weights, as a multiple of the rate of all else.
         weight_decay: of all that is learned; of SGD an L2 penalty, of AdamW decoupled from the gradient.
         label_smoothing: the share of the target that is spread over all classes, in [0, 1).
         ema: decay of an exponential moving average of what is learned, in [0, 1); the average is what is evaluated and
@@ -22,6 +24,7 @@ class FitSpec:
     """
 
     optimizer: str = "sgd"
+    rank_lr: float = 1.0
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     ema: float = 0.0
@@ -29,6 +32,8 @@ class FitSpec:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}, but it has to be one of {', '.join(OPTIMIZERS)}.")
+        if not 0 < self.rank_lr < float("inf"):
+            raise ValueError(f"rank_lr is {self.rank_lr}, but it has to be above 0.")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay is {self.weight_decay}, but it has to be 0 or more.")
         for what in ("label_smoothing", "ema"):
@@ -39,10 +44,10 @@ class FitSpec:
     def _told(self) -> list[tuple[str, str, float]]:
         """What is not as usual: short name, name for readers, value."""
         numbers = (
-            ("wd", "weight decay", self.weight_decay), ("smooth", "label smoothing", self.label_smoothing),
-            ("ema", "average", self.ema),
+            ("rlr", "low-rank rate x", self.rank_lr, 1.0), ("wd", "weight decay", self.weight_decay, 0.0),
+            ("smooth", "label smoothing", self.label_smoothing, 0.0), ("ema", "average", self.ema, 0.0),
         )  # fmt: skip
-        return [number for number in numbers if number[2]]
+        return [(short, long, float(value)) for short, long, value, usual in numbers if value != usual]
 
     @property
     def name(self) -> str:

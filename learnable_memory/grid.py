@@ -26,7 +26,7 @@ from learnable_memory.text_table import side_by_side
 Split = Literal["select", "eval"]
 OF_A_CELL = (  # the fields of TrainOptions that cells are made of, seeds aside
     "method", "number_of_memory_tokens", "masking", "memory_update", "memory_norm", "train_class_token", "rank",
-    "prompt_dropout", "lr", "optimizer", "weight_decay", "label_smoothing", "ema",
+    "prompt_dropout", "lr", "optimizer", "rank_lr", "weight_decay", "label_smoothing", "ema",
 )  # fmt: skip
 
 

@@ -31,8 +31,8 @@ ON_THE_HUB = {
 # Of the training options those that say how the head was made; paths of the machine are not among them. Heads that were
 # trained earlier call their method "regime".
 RECIPE = (
-    "method", "regime", "optimizer", "lr", "momentum", "weight_decay", "label_smoothing", "ema", "clip", "warmup_steps",
-    "epochs", "max_steps", "batch_size", "views", "precision", "image_size", "seed", "data_seed",
+    "method", "regime", "optimizer", "lr", "momentum", "weight_decay", "label_smoothing", "ema", "rank_lr", "clip",
+    "warmup_steps", "epochs", "max_steps", "batch_size", "views", "precision", "image_size", "seed", "data_seed",
 )  # fmt: skip
 
 METHOD = """\

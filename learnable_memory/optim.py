@@ -55,31 +55,52 @@ def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
-class HeadOptimizer:
-    """Optimizer, clipping, schedule and moving average of one head."""
+def optimizer_of(kind: str, parameters: list[nn.Parameter], lr: float, recipe: Recipe) -> torch.optim.Optimizer:
+    """One of `fit_spec.OPTIMIZERS` but "mixed", with momentum and weight decay of the recipe."""
+    decay = recipe.fit.weight_decay
+    if kind == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=lr, betas=(recipe.momentum, 0.999), weight_decay=decay)
 
-    def __init__(self, parameters: Iterable[nn.Parameter], recipe: Recipe, steps: int) -> None:
+
+def low_rank_of(head: Any) -> list[nn.Parameter]:
+    """The low-rank weights among what a head learns; none of a network that is no head."""
+    return list(head.low_rank.parameters()) if hasattr(head, "low_rank") else []
+
+
+class HeadOptimizer:
+    """Optimizer, clipping, schedule and moving average of one head.
+
+    Args:
+        parameters: all that is learned.
+        steps: of the schedule.
+        low_rank: those of `parameters` that are low-rank weights, which may have a rate and an optimizer of their own.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], recipe: Recipe, steps: int, low_rank: Iterable[nn.Parameter] = ()
+    ) -> None:
         self.parameters, self.recipe = list(parameters), recipe
-        decay = recipe.fit.weight_decay
-        self.optimizer: torch.optim.Optimizer
-        if recipe.fit.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(
-                self.parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=decay
-            )  # fmt: skip
-        else:
-            self.optimizer = torch.optim.AdamW(
-                self.parameters, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=decay
-            )  # fmt: skip
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: rate_factor(step, steps, recipe.warmup_steps)
-        )
+        ranked = list(low_rank)
+        places = {id(parameter) for parameter in ranked}
+        others = [parameter for parameter in self.parameters if id(parameter) not in places]
+        of_others, of_ranked = {"mixed": ("sgd", "adamw")}.get(recipe.fit.optimizer, (recipe.fit.optimizer,) * 2)
+        self.optimizers = [
+            optimizer_of(kind, group, lr, recipe)
+            for kind, group, lr in ((of_others, others, recipe.lr), (of_ranked, ranked, recipe.lr * recipe.fit.rank_lr))
+            if group
+        ]
+        self.schedules = [
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, recipe.warmup_steps))
+            for optimizer in self.optimizers
+        ]
         self.average = [p.detach().clone() for p in self.parameters] if recipe.fit.ema else []
         self.averaged_steps = 0
 
     @property
     def rate(self) -> float:
-        """The rate of the coming step."""
-        return float(self.schedule.get_last_lr()[0])
+        """The rate of the coming step, low-rank weights aside."""
+        return float(self.schedules[0].get_last_lr()[0])
 
     def loss(self, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
         """Mean cross entropy of logits [B, C] against labels int64 [B], smoothed as the recipe says.
@@ -100,9 +121,10 @@ class HeadOptimizer:
 
     def step(self) -> None:
         """One step with the gradients as they are, which are gone afterwards."""
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
         if self.average:
             self.averaged_steps += 1
             # Of the first steps more than the decay says, or the average would long be that of the initial values.
@@ -114,8 +136,9 @@ class HeadOptimizer:
         """A step without gradients: the schedule goes on, what is learned stays."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a schedule that steps before its optimizer
-            self.schedule.step()
-        self.optimizer.zero_grad()
+            for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+                schedule.step()
+                optimizer.zero_grad()
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -137,14 +160,18 @@ class HeadOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """Momentum, where in the schedule it is, and the moving average."""
         return {
-            "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
-            "average": self.average, "averaged_steps": self.averaged_steps,
-        }  # fmt: skip
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "average": self.average,
+            "averaged_steps": self.averaged_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`, for the same parameters and recipe."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        for schedule, kept in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(kept)
         for mean, kept in zip(self.average, state["average"], strict=True):
             mean.copy_(kept)
         self.averaged_steps = state["averaged_steps"]

@@ -28,7 +28,7 @@ from learnable_memory.evaluate import evaluate, is_main, is_shared
 from learnable_memory.headlog import HeadLog
 from learnable_memory.loading import Loader
 from learnable_memory.meter import Meter
-from learnable_memory.optim import HeadOptimizer, Recipe
+from learnable_memory.optim import HeadOptimizer, Recipe, low_rank_of
 from learnable_memory.runlog import RunLog
 from learnable_memory.train_step import train_step
 
@@ -140,7 +140,11 @@ def train(
     steps = _common_steps(heads, recipes, len(train_loader))
     model.train_only(heads)
     model.train()
-    optimizers = {name: HeadOptimizer(model.heads[name].parameters(), recipes[name], steps) for name in heads}
+    learned = {name: model.heads[name] for name in heads}
+    optimizers = {
+        name: HeadOptimizer(head.parameters(), recipes[name], steps, low_rank_of(head))
+        for name, head in learned.items()
+    }
     run = Run(model, steps, optimizers, {name: Best() for name in heads})
     saver = _Saver(run, checkpoint, log, accelerator)
     saver.resume()

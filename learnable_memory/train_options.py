@@ -82,7 +82,13 @@ class TrainOptions(DataChoice, RunOptions):
         legal=at_least(0),
         default_help="0, of lora 8",
     )
-    optimizer: tuple[str, ...] = option(("sgd",), "what steps", group=GRID, choices=OPTIMIZERS)
+    optimizer: tuple[str, ...] = option(
+        ("sgd",), "what steps; mixed: adamw for low-rank weights of a head, sgd for all else", group=GRID,
+        choices=OPTIMIZERS,
+    )  # fmt: skip
+    rank_lr: tuple[float, ...] = option(
+        (1.0,), "rate of low-rank weights of a head, as a multiple of --lr", group=GRID, legal=above(0)
+    )
     weight_decay: tuple[float, ...] = option((0.0,), "of all that is learned", group=GRID, legal=at_least(0))
     label_smoothing: tuple[float, ...] = option((0.0,), "share spread over all classes", group=GRID, legal=FRACTION)
     ema: tuple[float, ...] = option(
@@ -220,7 +226,7 @@ class TrainOptions(DataChoice, RunOptions):
             raise ValueError("--resume goes on with a run and --overwrite starts it anew: give one of them.")
         for name in (
             "number_of_memory_tokens", "method", "masking", "lr", "seeds", "data_seeds", "extends", "rank", "rank_of",
-            "optimizer", "weight_decay", "label_smoothing", "ema",
+            "optimizer", "rank_lr", "weight_decay", "label_smoothing", "ema",
         ):  # fmt: skip
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
@@ -280,6 +286,11 @@ class TrainOptions(DataChoice, RunOptions):
         ranked = any(spec.rank for spec in self.method_specs if spec.combinable)
         if self.rank_of != USUAL_PROJECTIONS and not ranked:
             raise ValueError("--rank_of says what --rank of a head is for, and no head has one: leave it out.")
+        if ("mixed" in self.optimizer or self.rank_lr != (1.0,)) and not ranked:
+            raise ValueError(
+                "--optimizer mixed and --rank_lr are for low-rank weights of a head, and no head has any: leave them "
+                "out, or give --rank."
+            )
         if any(self.rank or ()) and not any(spec.rank for spec in self.method_specs):
             raise ValueError(
                 f"--rank is {_list(self.rank or ())}, but low-rank weights belong to masked memory of each layer's "
@@ -299,7 +310,7 @@ class TrainOptions(DataChoice, RunOptions):
     @property
     def fit_specs(self) -> list[FitSpec]:
         """Every way of fitting that is asked for, rate and seed aside."""
-        dimensions = product(self.optimizer, self.weight_decay, self.label_smoothing, self.ema)
+        dimensions = product(self.optimizer, self.rank_lr, self.weight_decay, self.label_smoothing, self.ema)
         return [FitSpec(*each) for each in dimensions]
 
     def _specs(self, method: str) -> list[MethodSpec]:

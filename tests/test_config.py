@@ -55,6 +55,7 @@ def test_training_defaults_are_those_of_the_design():
         "rank": None,
         "rank_of": ["query", "output", "mlp_in", "mlp_out"],
         "optimizer": ["sgd"],
+        "rank_lr": [1.0],
         "weight_decay": [0.0],
         "label_smoothing": [0.0],
         "ema": [0.0],

@@ -164,6 +164,7 @@ def test_a_row_has_the_cells_values_beside_the_others():
         "rank": 0,
         "prompt_dropout": 0.0,
         "optimizer": "sgd",
+        "rank_lr": 1.0,
         "weight_decay": 0.0,
         "label_smoothing": 0.0,
         "ema": 0.0,
@@ -282,7 +283,7 @@ def test_the_table_of_cross_validated_runs_has_the_folds_in_place_of_the_selecti
             """
             method            lr  runs  diverged  out-of-fold top-1 % ± sd  eval top-1 % ± sd
             memory, 5 cells  0.1     2         0             65.00 ± 20.82       40.00 ± 0.00
-            memory, 5 cells  0.3     1         1                 -                  -
+            memory, 5 cells  0.3     1         1                 -                   -
             """
         ).strip()
     )

@@ -249,6 +249,45 @@ def test_memory_in_words_and_the_number_of_numbers(changes, cells, numbers):
     assert f"This is a **head**, not a whole model: {numbers} numbers" in str(card)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words", "numbers"),
+    [
+        # as above, and of 12 layers rank x (inputs + outputs): 768 + 768, and for the MLP 768 + 3072
+        ({"low_rank": dict.fromkeys(("query", "output", "mlp_in", "mlp_out"), 8)},
+         "rank 8 of query, output, mlp\\_in, mlp\\_out, in each layer, for its class token alone",
+         86_884 + 12 * 8 * 2 * (1536 + 3840)),
+        ({"low_rank": {"query": 1, "key": 1, "output": 4}},
+         "rank 1 of query, key; rank 4 of output, in each layer, for its class token and, of key and value, its memory",
+         86_884 + 12 * (2 + 4) * 1536),
+        ({"low_rank": {"value": 2}, "memory_tokens": 0},
+         "rank 2 of value, in each layer, for its class token alone", 77_668 + 12 * 2 * 1536),
+    ],
+)  # fmt: skip
+def test_low_rank_weights_in_words_and_numbers(changes, words, numbers):
+    card = model_card(bare_head(format_version=2, intermediate_size=3072, **changes))
+    assert table(card)["low-rank weights"] == words
+    assert f"{numbers:,} numbers" in str(card)
+
+
+def test_without_ranks_nothing_is_said_of_them():
+    for head in (bare_head(), bare_head(format_version=2, low_rank={}, intermediate_size=3072)):
+        assert "low-rank weights" not in table(model_card(head))
+
+
+def test_of_a_cross_validated_head_the_accuracy_is_out_of_fold():
+    head = trained_head()
+    head["metrics"]["folds"] = [head["metrics"]["select"]] * 5
+    rows = table(model_card(head))
+    assert rows["accuracy out of fold, 5 folds"] == "top-1 91.00%, top-5 99.00%, 5,000 images"
+    assert "accuracy on select" not in rows
+
+
+def test_the_recipe_names_the_optimizer():
+    training = {"method": "memory", "optimizer": "adamw", "lr": 0.001, "weight_decay": 0.05, "ema": 0.99}
+    said = table(model_card(trained_head(training=training)))["training"]
+    assert said == r"method memory, optimizer adamw, lr 0.001, weight\_decay 0.05, ema 0.99"
+
+
 def test_a_head_of_the_2023_implementation():
     """No labels, no metrics, and nobody knows which images were held out."""
     dataset = {"name": "CIFAR100", "source": "the 2023 implementation", "split_seed": 0}
