@@ -73,7 +73,9 @@ def _below(found: OutOfFold, place: int) -> list[_Text]:
 
 
 def _wrapped(name: str) -> list[str]:
-    return textwrap.wrap(name, LETTERS, max_lines=MOST_LINES, placeholder=" …") or [""]
+    # Not textwrap's own `max_lines`: of a word that is longer than a line it leaves the last part out altogether.
+    lines = textwrap.wrap(name, LETTERS) or [""]
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1][: LETTERS - 1] + "…"]
 
 
 def _explanation(found: OutOfFold, shown: int) -> tuple[str, list[str]]:
