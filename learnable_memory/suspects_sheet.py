@@ -15,7 +15,7 @@ from learnable_memory.rgb import to_rgb
 from learnable_memory.sheet import Sheet, end_of, thumbnail
 
 COLUMNS = 8
-CELL, GAP, LINE, HEAD = 1.5, 0.15, 0.14, 0.95  # inches: a picture, between two, a line of text, above all of them
+CELL, GAP, LINE, HEAD = 1.5, 0.15, 0.15, 0.95  # inches: a picture, between two, a line of text, above all of them
 LETTERS, MOST_LINES = 15, 3  # of a class name in a line, and how many lines it may take
 NAME_LETTERS = 24  # of an image's name
 LONGEST_SIDE = 256  # pixels of an image as it is drawn

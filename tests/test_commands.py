@@ -31,6 +31,7 @@ CIFAR100 = ROOT.parent / "shared" / "data" / "cifar100"
 BASE_TINY = ROOT / "models" / "base-tiny"
 QUICK = ["--workers", "0", "--batch_size", "8", "--device", "cpu", "--no_download"]
 CHANNELS = {"blue": 2, "green": 1, "red": 0}  # as folders are sorted
+TITLES = ["head", "cells", "images", "top-1", "top-5", "images/s", "against the file"]
 LEVELS = {"bright": 150, "dark": 0}
 
 
@@ -96,9 +97,11 @@ def validate(folder, *flags) -> None:
 def rows_of(printed: str) -> dict[str, dict[str, str]]:
     """The rows of the table by head, each as column -> text without the speed, which no run repeats."""
     lines = printed.splitlines()
-    titles = ["head", "cells", "images", "top-1", "top-5", "images/s", "against the file"]
-    start = next(number for number, line in enumerate(lines) if re.split(r"\s{2,}", line.strip()) == titles)
-    rows = [dict(zip(titles, line.split(), strict=True)) for line in lines[start + 1 :] if len(line.split()) == 7]
+    start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["head", "cells"])
+    titles = re.split(r"\s{2,}", lines[start].strip())
+    assert [title for title in titles if title != "rank"] == TITLES
+    entries = [line.split() for line in lines[start + 1 :]]
+    rows = [dict(zip(titles, entry, strict=True)) for entry in entries if len(entry) == len(titles)]
     return {row["head"]: {title: text for title, text in row.items() if title != "images/s"} for row in rows}
 
 

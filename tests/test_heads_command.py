@@ -259,6 +259,7 @@ def test_json_says_all_of_it(folder, capsys):
         "hash": heads.head_hash(specs[0], files[0].tensors, files[0].metadata["extends"]),
         "base": {"id": "someone/vit-tiny", "fingerprint": heads_model().fingerprint},
         "memory_tokens": 0,
+        "low_rank": {},
         "memory_norm": True,
         "class_token": True,
         "classes": 1200,

@@ -46,8 +46,9 @@ class ChosenHeads:
         return self.files[name].metadata
 
     def learned(self, name: str) -> dict:
-        """What of it a table of results names: its memory tokens in each layer."""
-        return {"memory_tokens": self.metadata(name)["memory_tokens"]}
+        """What of it a table of results names: its memory tokens in each layer, and its low-rank weights."""
+        metadata = self.metadata(name)
+        return {"memory_tokens": metadata["memory_tokens"], "low_rank": metadata.get("low_rank", {})}
 
     @property
     def labels(self) -> dict[str, list[str]]:

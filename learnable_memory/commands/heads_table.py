@@ -11,6 +11,7 @@ from learnable_memory import heads, tuned_files
 from learnable_memory.commands.heads import ShowOptions
 from learnable_memory.heads import HeadFile
 from learnable_memory.method_spec import MethodSpec
+from learnable_memory.projections import ranks_in_short
 from learnable_memory.together import hash_of, reasons_against
 from learnable_memory.transforms import Preprocessing
 from learnable_memory.tuned_files import TunedFile
@@ -194,8 +195,7 @@ def _learned(row: Mapping) -> str:
     if "spec" in row:
         return MethodSpec(**row["spec"]).name
     cells = str(row["memory_tokens"]) if row["class_token"] else "probe"
-    ranks = sorted(set(row["low_rank"].values()))
-    return f"{cells}, rank {'/'.join(map(str, ranks))}" if ranks else cells
+    return f"{cells}, rank {ranks_in_short(row['low_rank'])}" if row["low_rank"] else cells
 
 
 def _fitted(title: str, text: str, width: int) -> str:

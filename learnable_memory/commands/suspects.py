@@ -75,8 +75,8 @@ def judged_images(found: OutOfFold, options: Places) -> ImageSet:
     from learnable_memory.commands.inputs import recorded_data
 
     # Images that were left out as broken are known by not being there: nothing has to be decoded to find them.
-    whole = RunOptions(directory=options.directory, no_download=options.no_download)
-    train = recorded_data({**found.dataset, "left_out": None}, whole).train
+    machine = RunOptions(directory=options.directory, no_download=options.no_download)
+    train = recorded_data({**found.dataset, "left_out": None}, machine).train
     if found.dataset.get("left_out"):
         judged = set(found.image)
         train = train.subset([index for index in range(len(train)) if train.identity(index) in judged])

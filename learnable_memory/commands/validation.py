@@ -14,6 +14,7 @@ from learnable_memory.commands.tuned import ChosenNetwork, choose, load_model
 from learnable_memory.config import ValidationOptions
 from learnable_memory.data import DATA_SETS, DataSet
 from learnable_memory.evaluate import evaluate
+from learnable_memory.projections import ranks_in_short
 from learnable_memory.runlog import versions, write_json
 from learnable_memory.text_table import side_by_side
 
@@ -166,9 +167,11 @@ def row(metadata: dict, data: DataSet, score: dict, learned: dict) -> dict:
 def table(rows: Sequence[dict], extra: Mapping[str, Sequence[str]] | None = None) -> str:
     """The rows as text: accuracies in percent, the difference to the file's in points; `extra` adds columns."""
     uncertain = [row["head"] for row in rows if row["split"] == UNKNOWN]
+    ranked = any(row.get("low_rank") for row in rows)
     columns = {
         "head": [row["head"] for row in rows],
         "cells": [str(row["memory_tokens"]) for row in rows],
+        **({"rank": [ranks_in_short(row["low_rank"]) for row in rows]} if ranked else {}),
         "images": [f"{row['images']:,}" for row in rows],
         "top-1": [f"{100 * row['top1']:.2f}" for row in rows],
         "top-5": [f"{100 * row['top5']:.2f}" for row in rows],
