@@ -13,7 +13,10 @@ PROG = "python -m learnable_memory"
 # name -> (module with `main(argv)`, what it does); a module is imported when its command runs, since most load torch.
 COMMANDS = {
     "bases": ("learnable_memory.commands.bases", "show a base model: tokens, preprocessing, cost of heads on it"),
-    "data": ("learnable_memory.commands.data", "show a data set: splits, class balance, sizes, a contact sheet"),
+    "data": (
+        "learnable_memory.commands.data",
+        "show a data set: splits, classes, a contact sheet; data suspects: its labels that may be wrong",
+    ),
     "demo": (
         "learnable_memory.commands.demo",
         "train two heads on the base that ships, put them together, evaluate, draw",

@@ -38,7 +38,7 @@ def fold_of(image_set: ImageSet, folds: int, seed: int) -> np.ndarray:
         )
     rare = int(((counts > 0) & (counts < folds)).sum())
     if rare:
-        logger.warning("%d classes have fewer images than there are folds (%d): some folds have none.", rare, folds)
+        logger.warning("Classes with fewer images than the %d folds, so that some folds have none: %d.", folds, rare)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the rarest class, which was said
         splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels))

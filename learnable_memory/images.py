@@ -203,7 +203,7 @@ class ImageSet(Dataset):
         """16 hex characters over which images belong to the split, in which order, and their labels."""
         digest = hashlib.sha256()
         for row, label in zip(self.indices, self.labels, strict=True):
-            digest.update(f"{self.images.identity(int(row))}\0{label}\0".encode())
+            digest.update(f"{self.images.identity(int(row))}\0{label}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
     def record(self) -> dict[str, Any]:

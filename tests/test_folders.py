@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from learnable_memory.data import ImageSet, load_data_set
+from learnable_memory.images import ImageFiles
 from learnable_memory.loading import make_loader
 from learnable_memory.sources.folders import read_folder
 from learnable_memory.sources.found import Request
@@ -66,6 +67,14 @@ def test_the_hash_of_a_split_sees_which_files_are_in_it_wherever_the_folder_lies
         hashes.append(load_data_set(f"folder:{folder}", tmp_path).eval.hash)
         assert number or len(load_data_set(f"folder:{folder}", tmp_path).eval) == 4
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_names_that_are_no_utf8_have_hashes_too() -> None:
+    def hash_of(*names: bytes) -> str:
+        files = ImageFiles(Path("/nowhere"), [os.fsdecode(name) for name in names])
+        return ImageSet(files, np.zeros(len(names))).hash
+
+    assert hash_of(b"a\xff.png") not in (hash_of(b"a\xfe.png"), hash_of("aÿ.png".encode()))
 
 
 def test_folder_is_recorded_with_its_resolved_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

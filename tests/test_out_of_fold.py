@@ -62,7 +62,7 @@ def test_folds_are_those_of_a_subset_s_own_images() -> None:
 def test_a_class_rarer_than_there_are_folds_is_said(caplog: pytest.LogCaptureFixture) -> None:
     fold = fold_of(labelled([0] * 9 + [1] * 2 + [3]), 4, seed=0)
     assert np.bincount(fold[9:11]).max() == 1  # two images, two folds
-    assert caplog.messages == ["2 classes have fewer images than there are folds (4): some folds have none."]
+    assert caplog.messages == ["Classes with fewer images than the 4 folds, so that some folds have none: 2."]
     caplog.clear()
     fold_of(labelled([0] * 4 + [1] * 4), 4, seed=0)
     assert caplog.messages == []

@@ -164,6 +164,7 @@ except SystemExit as ended:
         (["learnable_memory", "figures", "--help"], ["--output"]),
         (["learnable_memory", "demo", "--help"], []),
         (["learnable_memory", "data", "--help"], ["NAME", "--check"]),
+        (["learnable_memory", "data", "suspects", "--help"], ["FILE", "--most", "--models_folder"]),
         (["learnable_memory", "bases", "--help"], ["MODEL", "--image_size"]),
         (["learnable_memory", "heads", "--help"], ["show", "merge", "split", "convert", "push", "fetch"]),
         (["learnable_memory", "heads", "merge", "--help"], ["FILE", "--output", "--overwrite"]),
