@@ -115,7 +115,10 @@ def write_list(found: OutOfFold, train: ImageSet, places: Sequence[int], path: P
     from learnable_memory.files import replacing
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with (
+        replacing(path) as unfinished,  # names of files may be any bytes
+        unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, "fold", "where"])
         for line, place in zip(_lines(found, places, ".6g"), places, strict=True):
