@@ -427,10 +427,21 @@ class TaskUpdates:
     def __init__(self, stacked: Sequence[SameRank], count: int) -> None:
         """`stacked` for a pass of `count` heads."""
         self.count = count
-        # Layers are taken apart here: indexing in each layer would make each one's gradient as large as all of them.
-        self.groups = [
-            (group.projection, group.rows, group.down.unbind(), group.up.unbind()) for group in stacked
-        ]  # fmt: skip
+        self.groups: dict[str, list[tuple[Tensor | None, tuple[Tensor, ...], tuple[Tensor, ...]]]] = {}
+        orders: dict[str, list[int]] = {}
+        # Once for all layers: places go to the device here, and factors are taken apart, since indexing in each layer
+        # would make each one's gradient as large as all of them.
+        for projection, rows, down, up in stacked:
+            places = None if len(rows) == count else torch.tensor(rows, device=down.device)
+            self.groups.setdefault(projection, []).append((places, down.unbind(), up.unbind()))
+            orders.setdefault(projection, []).extend(rows)
+        self.without = {projection: count - len(order) for projection, order in orders.items()}
+        self.back: dict[str, Tensor] = {}  # from the groups' order, and then heads without, to that of the heads
+        for projection, order in orders.items():
+            order += [row for row in range(count) if row not in order]
+            if order != sorted(order):
+                back = sorted(range(count), key=order.__getitem__)
+                self.back[projection] = torch.tensor(back, device=stacked[0].down.device)
 
     def __call__(self, projection: str, index: int, inputs: Tensor, outputs: Tensor) -> Tensor:
         """What a projection gives for the class tokens in layer `index`.
@@ -439,22 +450,18 @@ class TaskUpdates:
             inputs: of the projection, [B, T, inputs].
             outputs: what the base's own weights give for them, [B, T, outputs].
         """
-        extra, order = [], []
-        for name, rows, down, up in self.groups:
-            if name == projection:
-                own = inputs if len(rows) == self.count else inputs[:, rows]
-                inner = torch.einsum("bti,tri->btr", own, down[index])
-                extra.append(torch.einsum("btr,tor->bto", inner, up[index]))
-                order += rows
-        if not extra:
+        if projection not in self.groups:
             return outputs
-        without = [row for row in range(self.count) if row not in order]
-        if without:
-            extra.append(outputs.new_zeros(outputs.shape[0], len(without), outputs.shape[-1]))
-            order += without
+        extra = []
+        for places, down, up in self.groups[projection]:
+            own = inputs if places is None else inputs.index_select(1, places)
+            inner = torch.einsum("bti,tri->btr", own, down[index])
+            extra.append(torch.einsum("btr,tor->bto", inner, up[index]))
+        if self.without[projection]:
+            extra.append(outputs.new_zeros(outputs.shape[0], self.without[projection], outputs.shape[-1]))
         update = torch.cat(extra, dim=1) if len(extra) > 1 else extra[0]
-        if order != sorted(order):
-            update = update[:, sorted(range(self.count), key=order.__getitem__)]
+        if projection in self.back:
+            update = update.index_select(1, self.back[projection])
         return outputs + update
 
 
