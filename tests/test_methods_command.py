@@ -241,7 +241,8 @@ def test_a_convolutional_base_has_no_tokens_for_memory(tmp_path, colours, capsys
     saved("resnet", resnet)
     flags = ["-d", f"folder:{colours}", "--base_model", resnet, "--output", tmp_path]
     assert "it has no tokens for memory, 1 cell. Legal are --method full and head." in refused(capsys, *flags)
-    assert "--cache, --extends and --folds are for heads" in refused(capsys, *flags, "--method", "head", "--cache", "memory")
+    for asked in (["--cache", "memory"], ["--folds", "2"]):
+        assert "--cache, --extends and --folds are for heads" in refused(capsys, *flags, "--method", "head", *asked)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where flash attention may work")
