@@ -992,8 +992,8 @@ class MemoryCapableViT(ViTForImageClassification):
             extends: names of heads that are here already, whose class tokens and memory it is to see.
             memory_norm: pass the memory through each layer's first norm, as the paper does.
             std: of the initial memory (paper, section 3) and of the initial classifier's weight, both N(0, std^2).
-            rank: of low-rank updates of the projections of its class token: one number for those that
-                `USUAL_PROJECTIONS` names, or {projection: rank}; 0 for none.
+            rank: of low-rank updates of the projections of its class token, which are not scaled (alpha / r is 1): one
+                number for query, output, mlp_in and mlp_out, or {projection: rank} of these, key and value; 0 for none.
             class_token: False for a linear probe, which has no memory.
             metadata: what else its file is to say: labels, data set, preprocessing.
             generator: on the CPU; draws the initial values.
@@ -1002,13 +1002,14 @@ class MemoryCapableViT(ViTForImageClassification):
             The new parameters [class token [D], memory [m, D] of each layer.., weight [C, D], bias [C], and of each
             low-rank update the factors [L, r, inputs], [L, outputs, r]].
 
-        Raises ValueError if the name is taken or not legal, an extended head is unknown, or a count is negative.
+        Raises ValueError if the name is taken or not legal, an extended head is unknown, a count or a rank is negative,
+        or a projection is none.
         """
         if isinstance(extends, str):
             raise TypeError(f"extends takes a sequence of names, got the string {extends!r}; write ({extends!r},).")
         spec = HeadSpec(
-            name, num_labels, memory_tokens, tuple(extends), memory_norm, class_token, ranks_of(rank),
-            dict(metadata or {}),
+            name, num_labels, memory_tokens, tuple(extends), memory_norm, class_token, dict(metadata or {}),
+            ranks_of(rank),
         )  # fmt: skip
         if not std >= 0:
             raise ValueError(f"std must be 0 or more, got {std}.")
@@ -1125,7 +1126,7 @@ class MemoryCapableViT(ViTForImageClassification):
             head_files.check(file.tensors, file.metadata, where)
         else:
             file, where = head_files.load(source), str(source)  # checked by its reader
-        size = self.config.hidden_size, self.config.num_hidden_layers
+        size = self.config.hidden_size, self.config.num_hidden_layers, self.config.intermediate_size
         head_files.check_base(file.metadata, self.fingerprint, *size, where=where)
         for parent in file.metadata["extends"]:
             here = self._hash(parent["name"]) if parent["name"] in self.heads else None

@@ -79,17 +79,17 @@ def leave_out_broken(data: DataSet, inspector: Inspector, roles: Sequence[str] =
     """The data set without the images that training could not read; nothing takes their place.
 
     Args:
-        roles: the splits that are looked at.
+        roles: the splits that are looked at. With folds `select` is `train`, and is not counted again.
 
     Returns:
-        The same classes and order; `left_out` holds, for each of `roles`, what the images are called.
+        The same classes and order; `left_out` holds, for each of these, what the images are called.
 
     Raises:
         ValueError: a split has no image left, or a class no training image; or an image cannot be read for a reason
             that is none of its own (see `defect`).
     """
     kept, left_out = {}, {}
-    for role in roles:
+    for role in (role for role in roles if role != "select" or not data.folds):
         split = getattr(data, role)
         broken = inspector.find(split, f"checking {role}")
         if is_main(inspector.accelerator):
@@ -100,6 +100,8 @@ def leave_out_broken(data: DataSet, inspector: Inspector, roles: Sequence[str] =
             raise ValueError(f"none of the {len(split)} images of {data.name}'s {role} split can be read: repair them")
     if "train" in kept:
         _check_classes(data, kept["train"])
+    if data.folds and "train" in kept:
+        kept["select"] = kept["train"]
     return dataclasses.replace(data, **kept, left_out=left_out)
 
 

@@ -52,10 +52,10 @@ class FoldLoader:
     """A loader whose batches also hold the fold of each image: (inputs, labels int64 [B], folds int64 [B]).
 
     Args:
-        loader: with `EpochBatches`, or a list of batches, as its batch sampler.
+        loader: with `EpochBatches`, or another list of batches of (view, index), as its batch sampler.
         fold: int64 [n], of each image of its split.
 
-    Raises ValueError if there is not one fold for each image.
+    Raises ValueError if there is not one fold for each image; from the iterator, if batches are something else.
     """
 
     def __init__(self, loader: Loader, fold: np.ndarray) -> None:
@@ -83,4 +83,6 @@ class FoldLoader:
 
     def _with_folds(self, pair: tuple[tuple[Any, Tensor], list[Key]]) -> tuple[Any, Tensor, Tensor]:
         (inputs, labels), keys = pair
+        if not all(isinstance(key, tuple) for key in keys):
+            raise ValueError("Batches have to be of (view, index): give the loader EpochBatches as its batch sampler.")
         return inputs, labels, self.fold[[index for _, index in keys]]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import product
 from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
@@ -61,9 +61,16 @@ class Cell:
 
 
 def cells(options: TrainOptions) -> list[Cell]:
-    """All combinations, in the order of the options."""
+    """All combinations, in the order of the options; each once."""
     dimensions = product(options.method_specs, options.fit_specs, options.lr, options.seeds)
-    return [Cell(spec, lr, seed, fit) for spec, fit, lr, seed in dimensions]
+    return list(dict.fromkeys(Cell(spec, lr, seed, fit_for(spec, fit)) for spec, fit, lr, seed in dimensions))
+
+
+def fit_for(spec: MethodSpec, fit: FitSpec) -> FitSpec:
+    """What is left of a way of fitting where there are no low-rank weights of a head that it could be for."""
+    if spec.rank and spec.combinable:
+        return fit
+    return replace(fit, rank_lr=1.0, optimizer="sgd" if fit.optimizer == "mixed" else fit.optimizer)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def best(outcomes: Sequence[Outcome]) -> Outcome:
     """
     whole = [outcome for outcome in outcomes if not outcome.diverged]
     if not whole:
-        raise ValueError("Everything that was trained has diverged: lower --lr.")
+        raise ValueError("Everything that was trained has diverged: lower --lr, and start anew with --overwrite.")
 
     def place(outcome: Outcome) -> tuple[float, float]:
         assert outcome.select is not None  # or it counts as diverged

@@ -117,9 +117,10 @@ def grid_accuracy(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, ti
     figure = Figure(figsize=(max(9.5, width), height + legend), layout="constrained")
     panels, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(height, legend)).flat
     _draw_legends(below.subplots(), groups, layout)
+    folded = any(row.get("folds") for row in rows)
     for axes, (split, heading) in zip(panels.subplots(down, across, sharey=True).flat, PANELS, strict=True):
         plots.style(axes, layout.title)
-        axes.set_title(heading, color=INK, fontsize=10)
+        axes.set_title("Out of fold" if folded and split == "select" else heading, color=INK, fontsize=10)
         _set_axes(axes, layout)
         _draw_runs(axes, groups, layout, split)
         _draw_diverged(axes, groups, layout)

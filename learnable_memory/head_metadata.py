@@ -39,9 +39,9 @@ class HeadSpec:
         extends: the heads whose class tokens and memory it also sees.
         memory_norm: memory passes through the layer norm, as in the paper, or joins after it, as in the 2023 files.
         class_token: False is a linear probe on the base class token; it has no memory and extends nothing.
+        metadata: whatever else is known of it: labels, data set, preprocessing, metrics, versions.
         low_rank: ranks of the head's own updates of projections, for its class token alone; those of key and value also
             for its memory. One number means that rank for query, output and both projections of the MLP; 0 and {} none.
-        metadata: whatever else is known of it: labels, data set, preprocessing, metrics, versions.
 
     Raises ValueError if one of them is not legal.
     """
@@ -52,8 +52,8 @@ class HeadSpec:
     extends: tuple[str, ...] = ()
     memory_norm: bool = True
     class_token: bool = True
-    low_rank: dict[str, int] = field(default_factory=dict)
     metadata: dict = field(default_factory=dict)
+    low_rank: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extends", tuple(self.extends))
@@ -252,12 +252,15 @@ def check(tensors: Mapping[str, torch.Tensor], metadata: Mapping, where: str) ->
         raise ValueError(f"{where} has values that are not finite in {', '.join(broken)}: its training has diverged.")
 
 
-def check_base(metadata: Mapping, fingerprint: str, hidden_size: int, num_layers: int, where: str) -> None:
+def check_base(
+    metadata: Mapping, fingerprint: str, hidden_size: int, num_layers: int, intermediate_size: int, where: str
+) -> None:
     """Raise ValueError, saying which differ, unless the head belongs to the base with this fingerprint and shape."""
     base = metadata["base"]
     pairs = [
         ("width", metadata["hidden_size"], hidden_size),
         ("number of layers", metadata["num_layers"], num_layers),
+        *([("width of the MLP", metadata["intermediate_size"], intermediate_size)] if metadata.get("low_rank") else []),
         ("base fingerprint", base["fingerprint"], fingerprint),
     ]
     differing = [f"{what} {theirs} in the file, {ours} in the model" for what, theirs, ours in pairs if theirs != ours]

@@ -245,6 +245,8 @@ def _data_rows(head: Mapping) -> dict[str, str]:
     seeds = [f"{what} seed {data[f'{what}_seed']}" for what in ("split", "select") if f"{what}_seed" in data]
     rows["split"] = _text(", ".join([str(data.get("split", "")), *seeds]).removeprefix(", "))
     for role, split in data["splits"].items():
+        if role == "select" and data.get("folds"):
+            continue  # there is none: it is train again
         rows[f"images of {_text(role)}"] = f"{split['images']:,} (hash {_text(split['hash'])})"
     broken = sum(left["images"] for left in (data.get("left_out") or {}).values())
     return {**rows, "broken images left out": f"{broken:,}" if broken else ""}

@@ -91,7 +91,7 @@ def load(path: str | os.PathLike) -> OutOfFold:
         _check(found)
     except KeyError as error:
         raise ValueError(f"{_no_such_file(path)} (it has no {error}).") from None
-    except (OverflowError, TypeError, ValueError) as error:  # a JSON error is a ValueError
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError) as error:  # also of JSON
         raise ValueError(f"{_no_such_file(path)} ({error}).") from None
     return found
 
@@ -102,7 +102,12 @@ def _no_such_file(path: Path) -> str:
 
 def _check(found: OutOfFold) -> None:
     """Raise ValueError, KeyError or TypeError for what would not be found out before it is used."""
-    _ = found.dataset["name"], found.dataset["split_seed"], found.dataset["splits"]["train"]["hash"]
+    words = [found.head, found.dataset["name"], *found.labels, *found.image]
+    if not isinstance(found.labels, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("its names are not texts")
+    if type(found.folds) is not int or found.folds < 2 or found.dataset["folds"] != found.folds:
+        raise ValueError(f"it says {found.folds!r} folds, and its data {found.dataset['folds']!r}")
+    _ = found.dataset["split_seed"], found.dataset["splits"]["train"]["hash"]
     limits = {"label": len(found.labels), "predicted": len(found.labels), "fold": found.folds}
     for name in (*WHOLE, *PARTS):
         column = getattr(found, name)

@@ -92,8 +92,8 @@ class TrainOptions(DataChoice, RunOptions):
     weight_decay: tuple[float, ...] = option((0.0,), "of all that is learned", group=GRID, legal=at_least(0))
     label_smoothing: tuple[float, ...] = option((0.0,), "share spread over all classes", group=GRID, legal=FRACTION)
     ema: tuple[float, ...] = option(
-        (0.0,), "decay of a moving average, which is then what is evaluated and kept; 0: none", group=GRID,
-        legal=FRACTION,
+        (0.0,), "decay of a moving average, which is then what is evaluated and kept (after step n at most "
+        "n / (n + 9)); 0: none", group=GRID, legal=FRACTION,
     )  # fmt: skip
     seeds: tuple[int, ...] = option(
         None,

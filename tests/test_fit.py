@@ -203,6 +203,16 @@ def test_ways_of_fitting_are_dimensions_of_a_grid():
     assert last.fit.label == "adamw, weight decay 0.01, label smoothing 0.1, average 0.99"
 
 
+def test_cells_that_would_be_the_same_head_come_once():
+    fits = {"dataset": "Digits", "optimizer": ("sgd", "mixed"), "rank_lr": (0.1, 1)}
+    found = cells(TrainOptions(**fits, rank=(0, 4)))
+    assert [cell.name for cell in found if not cell.spec.rank] == ["m1_lr0p03_s0"]
+    assert len(found) == 5
+    found = cells(TrainOptions(**fits, rank=4, method=("memory", "lora")))
+    assert [cell.name for cell in found if cell.spec.method == "lora"] == ["lora4_lr0p03_s0"]
+    assert len(found) == 5
+
+
 def test_the_table_tells_ways_of_fitting_apart():
     plain = outcome(0.5, 0.4)
     other = replace(plain, cell=replace(plain.cell, fit=FitSpec("adamw", rank_lr=0.5)))

@@ -1,6 +1,7 @@
 """`vit_train.py --folds`: what it leaves, how the best of a grid is chosen, and what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import vit_train
 from learnable_memory import heads, out_of_fold
 from learnable_memory import train as training
 from learnable_memory.grid import Outcome
+from learnable_memory.optim import HeadOptimizer
 from test_commands import base, colours, train, validate  # noqa: F401 - fixtures
 from test_resume import Killed, at_call, fails, flags_of, kill
 
@@ -96,10 +98,76 @@ def test_a_cross_validated_run_goes_on_where_it_was(base, colours, tmp_path, mon
 
 
 def test_data_seeds_draw_other_folds(base, colours, tmp_path):  # noqa: F811
-    train(base, tmp_path, "-d", f"folder:{colours}", "--folds", "2", "-e", "1", "--data_seeds", "0", "1")
+    flags = ("--folds", "2", "-e", "1", "--data_seeds", "0", "1", "--keep_all")
+    train(base, tmp_path, "-d", f"folder:{colours}", *flags)
     record = json.loads((tmp_path / "colours_grid.json").read_text(encoding="utf-8"))
     assert [cell["data_seed"] for cell in record["cells"]] == [0, 1]
-    assert len({cell["select"]["loss"] for cell in record["cells"]}) == 2
+    # --keep_all keeps the predictions of each, too
+    first, second = (
+        out_of_fold.load(tmp_path / f"{cell['head']}{out_of_fold.ENDING}") for cell in record["cells"]
+    )  # fmt: skip
+    assert first.image == second.image and first.fold.tolist() != second.fold.tolist()
+
+
+def test_a_later_run_without_folds_leaves_no_predictions_of_another_head(base, colours, tmp_path):  # noqa: F811
+    train(base, tmp_path, "-d", f"folder:{colours}", "--folds", "2", "-e", "1")
+    assert (tmp_path / "colours_out_of_fold.json").exists()
+    train(base, tmp_path, "-d", f"folder:{colours}", "-e", "1", "--overwrite")
+    assert not (tmp_path / "colours_out_of_fold.json").exists()
+
+
+@pytest.fixture
+def diverging_fold(monkeypatch):
+    """Heads whose name ends in -f1, and are of the rate 0.3, get a loss that is not finite in their second step."""
+    plain = HeadOptimizer.loss
+
+    def loss(self, logits, labels, rows=None):
+        found = plain(self, logits, labels, rows)
+        broken = self.recipe.held_out == 1 and self.recipe.lr == 0.3 and self.rate != self.recipe.lr / 5
+        return found * float("nan") if broken else found
+
+    monkeypatch.setattr(HeadOptimizer, "loss", loss)
+
+
+def test_a_cell_with_a_diverged_fold_has_diverged(base, colours, tmp_path, diverging_fold, caplog):  # noqa: F811
+    train(base, tmp_path, "-d", f"folder:{colours}", "--folds", "3", "-e", "1", "--lr", "0.1", "0.3")
+    whole, broken = cells_of(tmp_path)
+    assert (whole.cell.lr, whole.diverged_at, broken.diverged_at) == (0.1, None, 2)
+    assert broken.diverged and broken.eval is None and broken.folds is None
+    assert out_of_fold.load(tmp_path / "colours_out_of_fold.json").folds == 3
+    assert any("counts as diverged, for its head without fold 1 has" in message for message in caplog.messages)
+
+
+def test_a_single_cell_with_a_diverged_fold_is_one_line(base, colours, tmp_path, diverging_fold, capsys):  # noqa: F811
+    line = fails(capsys, flags_of(base, colours, tmp_path, "--folds", "3"))  # its rate is 0.3
+    assert "has diverged: lower --lr, and start anew with --overwrite." in line
+
+
+def test_parents_that_have_seen_what_is_held_out_are_named(base, colours, tmp_path, caplog):  # noqa: F811
+    data = f"folder:{colours}"
+    train(base, tmp_path, "-d", data, "--name", "parent", "-e", "1")
+    train(base, tmp_path, "-d", data, "--name", "plain", "-e", "1", "--extends", "parent")
+    assert not any("which --extends builds on" in message for message in caplog.messages)
+    train(base, tmp_path, "-d", data, "--name", "child", "-e", "1", "--extends", "parent", "--folds", "2")
+    assert any("parent, which --extends builds on, may have learned" in message for message in caplog.messages)
+    assert len(out_of_fold.load(tmp_path / "child_out_of_fold.json")) == 48
+
+
+def test_broken_images_are_counted_once(base, colours, tmp_path):  # noqa: F811
+    pictures = shutil.copytree(colours, tmp_path / "colours")
+    broken = pictures / out_of_fold_image(base, pictures, tmp_path / "first")
+    broken.write_bytes(b"no image")
+    train(base, tmp_path, "-d", f"folder:{pictures}", "--folds", "2", "-e", "1", "--on_bad_image", "skip")
+    record = heads.load(tmp_path / "colours_model.safetensors").metadata["dataset"]
+    assert record["left_out"] == {"train": {"images": 1, "names": [str(broken.relative_to(pictures))]},
+                                  "eval": {"images": 0, "names": []}}  # fmt: skip
+    assert record["splits"]["train"] == record["splits"]["select"] and record["splits"]["train"]["images"] == 47
+
+
+def out_of_fold_image(base, pictures, folder) -> str:  # noqa: F811
+    """The name of a training image."""
+    train(base, folder, "-d", f"folder:{pictures}", "--folds", "2", "-e", "1")
+    return out_of_fold.load(folder / "colours_out_of_fold.json").image[0]
 
 
 def test_too_many_folds_are_one_line(base, colours, tmp_path, capsys):  # noqa: F811

@@ -94,9 +94,9 @@ def test_a_damaged_file_is_one_clear_error(folder, tensors, metadata, message):
 
 
 def test_a_base_of_another_mlp_is_another_base(folder):
-    """Its fingerprint says so, before any shape could."""
+    """Its width says so, and its fingerprint."""
     other = tiny_model(intermediate_size=96)
-    with pytest.raises(ValueError, match=r"was trained on another base .*: base fingerprint"):
+    with pytest.raises(ValueError, match=r"was trained on another base .*: width of the MLP 64 in the file, 96 in the model; base fing"):
         other.load_head("models/A_model.safetensors")
 
 
@@ -172,3 +172,20 @@ def test_an_exported_file_answers_as_the_model(format, tmp_path):
             torch.nn.init.zeros_(update.up)
     plain = logits(without)
     assert all((plain[name] - expected[name]).abs().max() > 0.1 for name in ("A", "child", "all"))
+
+
+@pytest.mark.parametrize("width", [1, 63])
+def test_a_head_for_another_width_of_the_mlp_is_refused_and_not_there(tmp_path, width):
+    """Its tensors fit its own metadata; width 1 would be broadcast."""
+    model = tiny_model()
+    model.add_head("A", 3, 1, rank=2)
+    model.save_head("A", tmp_path / "A.safetensors")
+    file = heads.load(tmp_path / "A.safetensors")
+    tensors = {**file.tensors}
+    tensors["low_rank.mlp_in.up"] = tensors["low_rank.mlp_in.up"][:, :width].contiguous()
+    tensors["low_rank.mlp_out.down"] = tensors["low_rank.mlp_out.down"][:, :, :width].contiguous()
+    heads.save(tmp_path / "B.safetensors", tensors, {**file.metadata, "intermediate_size": width})
+    other = tiny_model()
+    with pytest.raises(ValueError, match=f"width of the MLP {width} in the file, 64 in the model"):
+        other.load_head(tmp_path / "B.safetensors")
+    assert other.head_names == []

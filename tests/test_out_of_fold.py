@@ -160,7 +160,7 @@ def test_a_fold_for_each_image(numbers: ImageSet) -> None:
 # ---------------------------------------------------------------------------------------------------------------- file
 FOUND = OutOfFold(
     head="pets", folds=2, labels=["cat", "dog", "a, b"],
-    dataset={"name": "folder:/pets", "split_seed": 0, "splits": {"train": {"images": 4, "hash": "0123456789abcdef"}}},
+    dataset={"name": "folder:/pets", "split_seed": 0, "folds": 2, "splits": {"train": {"images": 4, "hash": "0123456789abcdef"}}},
     image=["cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "a, b/ü.png"], label=np.array([0, 0, 1, 2]),
     fold=np.array([1, 0, 1, 0]), predicted=np.array([0, 1, 1, 2]),
     probability=np.array([0.75, 0.1, 1.23456789e-9, 0.1]), confidence=np.array([0.75, 0.9, 0.987654321, 0.6]),
@@ -212,6 +212,10 @@ def changed(**images: list) -> str:
         (changed(probability=[0.5, 0.5, 0.5, None]), "its column probability has values that are not between 0 and 1"),
         (changed(label=[0, 0, 1, 10**30]), "too large"),
         (changed().replace('"splits"', '"split"'), "it has no 'splits'"),
+        (changed().replace('"folds": 2, "splits"', '"folds": 3, "splits"'), "it says 2 folds, and its data 3"),
+        (changed(image=[1, 2, 3, 4]), "its names are not texts"),
+        (changed().replace('"head": "pets"', '"head": 5'), "its names are not texts"),
+        ("[" * 200_000, "recursion"),
     ],
 )
 def test_what_is_no_such_file_is_refused(tmp_path: Path, text: str, reason: str) -> None:

@@ -29,6 +29,16 @@ def read_parents(options: TrainOptions, new_file: Path) -> ChosenHeads:
     return parents
 
 
+def compare_data(parents: ChosenHeads, options: TrainOptions) -> None:
+    """Say it where parents have learned from the images that `--folds` is to hold out."""
+    for name, file in parents.files.items():
+        if options.folds and file.metadata.get("dataset", {}).get("name") in (options.dataset, None):
+            logger.warning(
+                "%s, which --extends builds on, may have learned from the images that are held out: what is said out "
+                "of fold is then too good, and wrong labels are hard to see.", name,
+            )  # fmt: skip
+
+
 def compare_pixels(parents: ChosenHeads, preprocessing: Preprocessing) -> None:
     """Say it where parents were trained on pixels of another kind; they see those of the new head from now on."""
     for name, file in parents.files.items():

@@ -90,6 +90,7 @@ class Pass:
         reset_peak_memory(device)
         best, preparing = self._train(checkpoint)
         diverged = {name: self._diverged_at(name, best) for name in self.names}
+        self._say_folds_that_diverged(best)
         whole = [name for name in self.names if best[name].tensors and diverged[name] is None]
         scores, answers, evaluating = self._evaluate(whole, device) if whole else ({}, {}, 0.0)
         validated = self._validate(whole)
@@ -177,6 +178,14 @@ class Pass:
         """The step at which a cell's head diverged, or the first of those beside it."""
         beside = self.cross_validation.heads[name] if self.cross_validation else []
         return min((at for head in (name, *beside) if (at := best[head].diverged_at) is not None), default=None)
+
+    def _say_folds_that_diverged(self, best: Mapping[str, Best]) -> None:
+        """The head of all images may be whole, and its cell is not: nothing tells how good it is."""
+        beside = self.cross_validation.heads if self.cross_validation else {}
+        for name, fold_heads in beside.items():
+            lost = [f"fold {fold}" for fold, head in enumerate(fold_heads) if best[head].diverged_at is not None]
+            if lost and best[name].diverged_at is None:
+                logger.warning("%s counts as diverged, for its head without %s has: lower --lr.", name, ", ".join(lost))
 
     def _validate(self, names: Sequence[str]) -> dict[str, CrossValidated]:
         if self.cross_validation is None or not names:

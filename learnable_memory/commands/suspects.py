@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from learnable_memory.commands.data import picture_path
     from learnable_memory.commands.model import start_logging
     from learnable_memory.suspects_sheet import suspects_sheet
+    from learnable_memory.wording import printable
 
     start_logging()
     found = out_of_fold.load(out_of_fold.find(options.file, options.models_folder))
@@ -57,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = found.least_likely(options.most).tolist()
     picture = picture_path(options.output, f"{found.head}_suspects")
 
-    print(f"{found.dataset['name']}: the {len(places):,} least likely labels of {len(found):,} training images, each "
-          f"judged by the one of {found.folds} heads that has not learned from it\n")  # fmt: skip
+    print(
+        f"{printable(found.dataset['name'])}: the {len(places):,} least likely labels of {len(found):,} training "
+        f"images, each judged by the one of {found.folds} heads that has not learned from it\n"
+    )
     print(f"{table(found, places)}\n")
     print(f"list: {write_list(found, train, places, picture.with_suffix('.csv'))}")
     drawn = suspects_sheet(train, found, places[:MOST_DRAWN], picture)
@@ -81,7 +84,7 @@ def judged_images(found: OutOfFold, options: Places) -> ImageSet:
         judged = set(found.image)
         train = train.subset([index for index in range(len(train)) if train.identity(index) in judged])
     expected = found.dataset["splits"]["train"]["hash"]
-    if train.hash != expected or len(train) != len(found):
+    if train.hash != expected or train.labels.tolist() != found.label.tolist():
         raise ValueError(
             f"The training images of {found.dataset['name']}, or their labels, are not those that {found.head} was "
             f"cross-validated on ({len(train):,} images of hash {train.hash} here, {len(found):,} of {expected} then): "

@@ -16,7 +16,7 @@ from learnable_memory import grid, heads, out_of_fold, plots, tuned_files
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.commands.inputs import chosen_data, part_of
 from learnable_memory.commands.model import start_logging
-from learnable_memory.commands.parents import compare_pixels, read_parents
+from learnable_memory.commands.parents import compare_data, compare_pixels, read_parents
 from learnable_memory.commands.passes import OF_THE_MACHINE, Pass
 from learnable_memory.commands.processes import start_accelerator
 from learnable_memory.commands.training_base import TrainingBase
@@ -108,6 +108,7 @@ def run(options: TrainOptions) -> int:
     if base.vit is not None:
         parents.load(base.vit)
         compare_pixels(parents, base.preprocessing)
+        compare_data(parents, options)
     data_sets = chosen_data(options, accelerator)
 
     mirror = accelerator.log if accelerator is not None and options.log_with else None
@@ -237,6 +238,10 @@ def leave(outcomes: Sequence[Outcome], files: Files) -> None:
         if options.keep_all:
             for outcome in (each for each in outcomes if not each.diverged):
                 copy_as(outcome.head, files.learned(outcome.head), options.output / heads.file_name(outcome.head))
+                if options.folds:
+                    predictions = out_of_fold.load(files.out_of_fold(outcome.head))
+                    out_of_fold.save(predictions, options.output / f"{outcome.head}{out_of_fold.ENDING}")
+    files.out_of_fold().unlink(missing_ok=True)  # of an earlier run
     if options.folds:
         predictions = out_of_fold.load(files.out_of_fold(chosen.head))
         out_of_fold.save(replace(predictions, head=options.name), files.out_of_fold())

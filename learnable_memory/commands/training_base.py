@@ -134,6 +134,11 @@ class TrainingBase:
                 f"{self.options.base_model} is a convolutional network: it has no tokens for {without[0]}. Legal are "
                 f"--method {' and '.join(OF_ANY_NETWORK)}."
             )
+        if any(self.options.ema) and "full" in self.options.method:
+            raise ValueError(
+                f"{self.options.base_model} is a convolutional network: --ema would average its weights and not the "
+                "statistics of its batch norms. Leave it out."
+            )
         if self.options.cache != "none" or self.options.extends or self.options.folds:
             raise ValueError(
                 f"{self.options.base_model} is a convolutional network: --cache, --extends and --folds are for heads."
