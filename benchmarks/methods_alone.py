@@ -1,4 +1,4 @@
-"""Time and memory of each method by itself, in a process of its own: what a card that trains heads together cannot tell.
+"""Time and memory of each method, each in a process of its own: cards train heads together and cannot tell.
 
     python benchmarks/methods_alone.py --directory DIR              # CIFAR-100 is in DIR/datasets
 

@@ -226,7 +226,9 @@ def test_the_best_has_the_highest_accuracy_then_the_lowest_loss_then_comes_first
 
 
 def test_nothing_is_best_where_all_have_diverged():
-    with pytest.raises(ValueError, match=r"^Everything that was trained has diverged: lower --lr, and start anew with --overwrite\.$"):
+    with pytest.raises(
+        ValueError, match=r"^Everything that was trained has diverged: lower --lr, and start anew with --overwrite\.$"
+    ):
         best(BROKEN)
 
 

@@ -96,7 +96,9 @@ def test_a_damaged_file_is_one_clear_error(folder, tensors, metadata, message):
 def test_a_base_of_another_mlp_is_another_base(folder):
     """Its width says so, and its fingerprint."""
     other = tiny_model(intermediate_size=96)
-    with pytest.raises(ValueError, match=r"was trained on another base .*: width of the MLP 64 in the file, 96 in the model; base fing"):
+    with pytest.raises(
+        ValueError, match=r"was trained on another base .*: width of the MLP 64 in the file, 96 in the model; base fing"
+    ):
         other.load_head("models/A_model.safetensors")
 
 

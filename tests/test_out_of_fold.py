@@ -160,7 +160,8 @@ def test_a_fold_for_each_image(numbers: ImageSet) -> None:
 # ---------------------------------------------------------------------------------------------------------------- file
 FOUND = OutOfFold(
     head="pets", folds=2, labels=["cat", "dog", "a, b"],
-    dataset={"name": "folder:/pets", "split_seed": 0, "folds": 2, "splits": {"train": {"images": 4, "hash": "0123456789abcdef"}}},
+    dataset={"name": "folder:/pets", "split_seed": 0, "folds": 2,
+             "splits": {"train": {"images": 4, "hash": "0123456789abcdef"}}},
     image=["cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "a, b/ü.png"], label=np.array([0, 0, 1, 2]),
     fold=np.array([1, 0, 1, 0]), predicted=np.array([0, 1, 1, 2]),
     probability=np.array([0.75, 0.1, 1.23456789e-9, 0.1]), confidence=np.array([0.75, 0.9, 0.987654321, 0.6]),
