@@ -17,7 +17,7 @@ def tables_of(text: str) -> list[str]:
 
 
 def test_there_are_results():
-    assert [folder.name for folder in COMMITTED] == ["here_and_now", "interpretation", "stronger_heads"]
+    assert [folder.name for folder in COMMITTED] == ["fitting", "here_and_now", "interpretation", "stronger_heads"]
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)

@@ -65,5 +65,17 @@ def cost_table() -> str:
     return text_table(["heads", "forward", "served", "training step", "training step from a cache"], lines)
 
 
+def alone_table() -> str:
+    """Each method in a process of its own."""
+    path = ROOT / "benchmarks" / "methods_alone.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["methods"]
+    lines = [
+        [name, f"{row['images_per_second']:.0f}", f"{row['peak_memory_bytes'] / 2**20:,.0f}"]
+        for name, row in rows.items()
+    ]
+    return text_table(["trained alone", "images a second", "peak memory, MiB"], lines)
+
+
 def test_costs_of_the_guide_were_measured():
-    assert cost_table() in GUIDE.read_text(encoding="utf-8")
+    text = GUIDE.read_text(encoding="utf-8")
+    assert cost_table() in text and alone_table() in text
