@@ -13,7 +13,7 @@ from transformers import ViTForImageClassification, ViTModel
 
 from oracle import joint_logits
 from tiny import add_random_head, images, tiny_base, tiny_config, tiny_model
-from vit import MemoryCapableViT, SelfAttentionWithMemory, TaskUpdates, build_attention_mask
+from vit import MemoryCapableViT, SelfAttentionWithMemory, TaskStream, build_attention_mask
 
 INF = float("inf")
 # The stock eager attention rounds its softmax to float32 even in a float64 model; the fused one does not.
@@ -125,8 +125,9 @@ def test_base_tensors_are_bit_identical_after_training_with_dropout_configured()
 def test_frozen_base_records_no_autograd_and_an_image_that_asks_gets_its_gradient():
     model = tiny_model()
     add_random_head(model, "A", 4)
-    state = next(model.base_stream(images()))
-    assert not state.seen.key.requires_grad and not state.hidden.requires_grad
+    seen = []
+    run = model.run_base(images(), lambda _, base: seen.append(base), want_states=True)
+    assert not any(tensor.requires_grad for tensor in (seen[0].key, run.readout, *run.outputs.hidden_states))
     pixel_values = images().requires_grad_()
     model(pixel_values)["A"].logits.sum().backward()
     assert pixel_values.grad.abs().sum() > 0
@@ -180,7 +181,6 @@ def test_concatenated_equals_separate_in_float32():
     for i in range(4):
         models.append(MemoryCapableViT.from_base(copy.deepcopy(ViTForImageClassification(tiny_config()).eval())))
         models[-1].vit.load_state_dict(models[0].vit.state_dict())
-        models[-1]._fingerprint = models[0].fingerprint
         add_random_head(models[-1], f"h{i}", 3, i)
     separate = {f"h{i}": model(images())[f"h{i}"].logits for i, model in enumerate(models)}
     for other in models[1:]:
@@ -195,17 +195,20 @@ def test_joint_attention_layer_equals_one_layer_of_the_two_streams():
     add_random_head(model, "A", 4, 2)
     layer, head = model.vit.layers[0], model.heads["A"]
     joint = SelfAttentionWithMemory.from_attention(layer.attention)
-    base = next(model.base_stream(images(dtype=torch.float64)))
-    tokens = model._class_tokens(["A"], 3)
-    normed = layer.layernorm_before(torch.cat([base.inputs, tokens], dim=1))  # CLS, INP, C
+    seen: list = []
+    run = model.run_base(images(dtype=torch.float64), lambda _, base: seen.append(base), want_states=True)
+    inputs, hidden = run.outputs.hidden_states[:2]
+    stream = TaskStream(model, ["A"], 3, want_states=False, want_rows=True)
+    tokens = stream.tokens
+    normed = layer.layernorm_before(torch.cat([inputs, tokens], dim=1))  # CLS, INP, C
     mask = build_attention_mask(16, [2])
     output, weights = joint(normed, layer.layernorm_before(head.memory[0]), mask)
-    after = output + torch.cat([base.inputs, tokens], dim=1)
+    after = output + torch.cat([inputs, tokens], dim=1)
     after = after + layer.mlp(layer.layernorm_after(after))
-    stream, rows = model.task_layer(0, tokens, base.seen, ["A"], model._graph(["A"]), TaskUpdates([], 1))
-    assert difference(after[:, :-1], base.hidden) < 1e-9
-    assert difference(after[:, -1:], stream) < 1e-9
-    assert difference(weights[:, :, -1:], rows) < 1e-9
+    stream.layer(0, next(model.layer_parts()), seen[0])
+    assert difference(after[:, :-1], hidden) < 1e-9
+    assert difference(after[:, -1:], stream.tokens) < 1e-9
+    assert difference(weights[:, :, -1:], stream.rows[0]) < 1e-9
     assert torch.equal(weights[:, :, :-1, 17:], torch.zeros(3, 4, 17, 3, dtype=torch.float64))
 
 
@@ -336,10 +339,19 @@ def test_subsets_of_heads_answer_alone_and_ancestors_are_computed_but_not_return
 
 
 def test_without_the_base_the_stream_ends_at_the_last_keys_and_values():
-    model = tiny_model()
-    layers = list(model.base_stream(images(), stop_early=True))
-    assert [layer.hidden is None for layer in layers] == [False, False, True]
-    assert torch.equal(layers[2].seen.key, list(model.base_stream(images()))[2].seen.key)
+    model, ran = tiny_model(), []
+    early, whole = [], []
+    for index, layer in enumerate(model.vit.layers):  # modules that hooks do not tell of
+        forward = layer.mlp.forward
+        layer.mlp.forward = lambda *args, index=index, forward=forward: ran.append(index) or forward(*args)
+    assert model.run_base(images(), lambda _, base: early.append(base), stop_early=True).outputs is None
+    assert ran == [0, 1]
+    model.run_base(images(), lambda _, base: whole.append(base))
+    assert all(torch.equal(one.key, other.key) for one, other in zip(early, whole, strict=True))
+    handle = model.vit.layers[2].register_forward_hook(lambda *_: ran.append("hook"))  # who waits there is not left out
+    model.run_base(images(), lambda *_: None, stop_early=True)
+    handle.remove()
+    assert ran[-1] == "hook"
 
 
 def test_labels_fill_the_loss_of_their_heads_only():
@@ -404,7 +416,7 @@ def test_other_image_sizes_take_interpolated_positions():
 def test_the_work_of_concatenated_heads_grows_linearly():
     """At 40 heads no tensor of heads x all memories exists: each head has as many columns as it sees."""
     model = build([(20, True, set())] * 40, tiny_model())
-    graph = model._graph(model.head_names)
+    graph = model.graph_of(model.head_names)
     assert graph.memory.index.shape == (40, 20)
     assert graph.inherited_memory.index.shape == (40, 0) and graph.class_mask is None
 
@@ -609,7 +621,7 @@ def test_forward_and_from_base_refuse():
         model(images(), heads="A")
     with pytest.raises(KeyError, match="ask for the base's own answers with with_base=True"):
         model(images(), heads=["base"])
-    with pytest.raises(TypeError, match="from_base takes a ViTForImageClassification or a ViTModel, got Linear"):
+    with pytest.raises(TypeError, match="from_base takes a vision encoder of transformers, got Linear"):
         MemoryCapableViT.from_base(torch.nn.Linear(1, 1))
     with pytest.raises(KeyError, match="There is no head 'B'"):
         model.remove_head("B")

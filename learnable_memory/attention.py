@@ -37,7 +37,7 @@ class Columns(NamedTuple):
     """How many tokens of each kind a class token sees, in the order in which the model lists their weights.
 
     Attributes:
-        special: the base's special tokens, its class token first.
+        special: the base's special tokens, its class token first; none of a base such as SigLIP.
         grid: (rows, columns) of patches.
         inherited_classes: class tokens of the heads that this one is built on.
         own_class: 1; 0 where the base's class token itself looks, for a linear probe and for the base.
@@ -79,9 +79,17 @@ class HeadAttention:
 
 
 def columns_of(model: "MemoryCapableViT", name: str) -> Columns:
-    """What head `name` of a MemoryCapableViT sees in images of the model's present size; `"base"` is legal."""
-    seen = Columns(1 + model.layout.extra_tokens, model.patch_grid, own_class=0)
+    """What head `name` of a MemoryCapableViT sees in images of the model's present size; `"base"` is legal.
+
+    Raises ValueError for a linear probe, or the base, where the base has no class token.
+    """
+    seen = Columns(model.anatomy.special, model.patch_grid, own_class=0)
     if name == "base" or not model.heads[name].spec.class_token:
+        if not model.anatomy.has_class_token(model.encoder_module):
+            raise ValueError(
+                f"{name} reads an average of the tokens of a {type(model.encoder_module).__name__}, which has no class "
+                "token: there is nothing that looks at the image."
+            )
         return seen
     *ancestors, own = (model.heads[member].spec for member in model.with_ancestors([name]))
     inherited_memory = sum(spec.memory_tokens for spec in ancestors)

@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from learnable_memory.files import replacing
+from learnable_memory.model.loading import drop_classifier
 from learnable_memory.runlog import versions
 
 if TYPE_CHECKING:
@@ -183,16 +184,15 @@ def export(
     """
     path = Path(path)
     check_format(format, path)
-    weight = model.vit.embeddings.cls_token
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
-        raise ValueError(f"The model is {weight.dtype} on {weight.device}: load it in float32 on the CPU to export it.")
+    if model.dtype != torch.float32 or model.device.type != "cpu":
+        raise ValueError(f"The model is {model.dtype} on {model.device}: load it in float32 on the CPU to export it.")
     names = model.head_names if heads is None else list(heads)
     with_base = with_base and model.has_base_classifier
     if not names and not with_base:
         raise ValueError("There is nothing to export: name a head.")
 
     height, width = model.image_size
-    inputs = check_inputs(model.config.num_channels, height, width)
+    inputs = check_inputs(height, width)
     plain = _Logits(model, names, with_base)
     with torch.no_grad():
         expected = [plain(pixel_values) for pixel_values in inputs]
@@ -218,9 +218,9 @@ def export(
     return found[worst]
 
 
-def check_inputs(channels: int, height: int, width: int) -> list[Tensor]:
-    """Batches [B, channels, height, width] of random pixels, and one of extremes: black, white, zeros, loud noise."""
-    shape = channels, height, width
+def check_inputs(height: int, width: int) -> list[Tensor]:
+    """Batches [B, 3, height, width] of random pixels, and one of extremes: black, white, zeros, loud noise."""
+    shape = 3, height, width
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(batch, *shape, generator=generator) for batch in BATCHES]
     flat = [torch.full(shape, value) for value in (0.0, EXTREME, -EXTREME)]
@@ -250,16 +250,16 @@ def _to_serve(model: "MemoryCapableViT", names: Sequence[str], with_base: bool) 
         if name not in needed:
             served.remove_head(name)
     if not with_base:
-        served.classifier = nn.Identity()
+        drop_classifier(served)
     served = served.for_inference()  # again: without those heads, memory has to be folded anew
-    embeddings, size = served.vit.embeddings, model.image_size
-    if size != tuple(embeddings.image_size):
+    embeddings: Any = served.encoder_module.embeddings
+    if hasattr(embeddings, "interpolate_pos_encoding"):
         # Resized here, once: other runtimes resize in ways of their own, if at all.
         rows, columns = served.patch_grid
-        tokens = torch.zeros(1, 1 + rows * columns, served.config.hidden_size)  # only the shape is looked at
-        positions = embeddings.interpolate_pos_encoding(tokens, *size)
-        embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
-        embeddings.image_size = embeddings.patch_embeddings.image_size = size
+        own = served.anatomy.special if served.anatomy.has_class_token(served.encoder_module) else 0
+        tokens = torch.zeros(1, own + rows * columns, served.base_width)  # only the shape is looked at
+        positions = embeddings.interpolate_pos_encoding(tokens, *model.image_size)
+        embeddings.interpolate_pos_encoding = lambda *_: positions
     return served
 
 
@@ -289,6 +289,6 @@ def _record(model: "MemoryCapableViT", answers: Answers, packages: Sequence[str]
         "format_version": RECORD_VERSION,
         "base": {"id": model.base_id, "fingerprint": model.fingerprint},
         "heads": heads,
-        "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", model.config.num_channels, height, width]},
+        "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", 3, height, width]},
         "versions": versions() | {package: distributions.version(package) for package in packages},
     }

@@ -1,7 +1,8 @@
 """A cache of what heads need of the frozen base, so that from the second epoch on an image costs only its task stream.
 
 For each image and view it holds one record: of every layer the base's keys and values (2 N D numbers) or its tokens
-after the first layer norm (N D), and the class token at the end (D).
+after the first layer norm (N D), and what a linear probe reads (F; the class
+token at the end, D, of most bases).
 
     keys_values   exact: in float32 the trained head is bit for bit the one trained without a cache. The fastest.
     tokens        half the size; queries are taken through the key projection instead (`vit.NormedTokens`), which costs
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 FORMS = ("keys_values", "tokens")
 SHARD_BYTES = 2**28
 
@@ -59,6 +60,7 @@ class Contents:
         heads: H, its attention heads.
         tokens: N.
         width: D.
+        readout: F, what a linear probe reads.
     """
 
     fingerprint: str
@@ -73,6 +75,7 @@ class Contents:
     heads: int
     tokens: int
     width: int
+    readout: int
     format: int = FORMAT
 
     @property
@@ -95,7 +98,7 @@ class Contents:
     @property
     def numbers(self) -> int:
         """Of one record."""
-        return torch.Size(self.shape).numel() + self.width
+        return torch.Size(self.shape).numel() + self.readout
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -112,14 +115,18 @@ def contents_of(
     form: str,
     dtype: str,
 ) -> Contents:
-    """The contents of the cache of a split, for a MemoryCapableViT. Raises ValueError for an unknown form."""
+    """The contents of the cache of a split, for a MemoryCapableViT. Raises ValueError for an unknown form, and
+    for tokens of a base whose keys cannot be had from them.
+    """
     if form not in FORMS:
         raise ValueError(f"The form of a cache is {form!r}; legal: {', '.join(FORMS)}.")
-    precision = str(model.vit.embeddings.cls_token.dtype).removeprefix("torch.")
+    if form == "tokens":
+        model.check_keys_are_linear()
+    precision = str(model.dtype).removeprefix("torch.")
     return Contents(
         model.fingerprint, precision, image_set.content_hash, preprocessing_hash, views, seed if views else 0, form,
-        dtype, model.config.num_hidden_layers, model.config.num_attention_heads,
-        model.num_tokens, model.config.hidden_size,
+        dtype, model.base_layers, model.base_attention_heads,
+        model.num_tokens, model.base_width, model.readout_width,
     )  # fmt: skip
 
 
@@ -222,9 +229,9 @@ class FeatureCache:
                 for batch in its_batches:
                     pixel_values, _ = next(loader)
                     tokens = model.base_tokens(pixel_values.to(device), self.contents.form == "keys_values")
-                    layers = tokens.layers.movedim(self.contents.batch_axis, 0).flatten(1)  # [B, numbers - D]
+                    layers = tokens.layers.movedim(self.contents.batch_axis, 0).flatten(1)  # [B, numbers - F]
                     records[done : done + len(batch), : layers.shape[1]] = layers
-                    records[done : done + len(batch), layers.shape[1] :] = tokens.output[:, : self.contents.width]
+                    records[done : done + len(batch), layers.shape[1] :] = tokens.output
                     done += len(batch)
                     bar.update(len(batch))
                 self.keep(view, shard, records)
@@ -288,7 +295,7 @@ class CachedLoader:
         cache: built.
         image_set: its split.
         batch_sampler: lists of (view, index), such as `loading.EpochBatches`.
-        wrap: makes the first part from layers ([L, 2, B, H, N, d] or [L, B, N, D]) and output [B, D]: `vit.BaseTokens`.
+        wrap: makes the first part from layers ([L, 2, B, H, N, d] or [L, B, N, D]) and output [B, F]: `vit.BaseTokens`.
         dtype: of the batches: the base's on a CPU, so that nothing is converted twice. None leaves the cache's.
     """
 
@@ -321,11 +328,11 @@ class CachedLoader:
     def _batch(self, number: int, keys: list[Key]) -> tuple[Any, Tensor]:
         contents, count = self.cache.contents, len(keys)
         layers = self._buffer(number % 2, count)
-        output = torch.empty(count, contents.width, dtype=self.dtype)
+        output = torch.empty(count, contents.readout, dtype=self.dtype)
         for place, (view, index) in enumerate(keys):
             record = self.cache.record(view, index)
-            layers.select(contents.batch_axis, place).copy_(record[: -contents.width].view(contents.shape))
-            output[place] = record[-contents.width :]
+            layers.select(contents.batch_axis, place).copy_(record[: -contents.readout].view(contents.shape))
+            output[place] = record[-contents.readout :]
         labels = self._labels[[index for _, index in keys]]
         return self.wrap(layers, output), labels
 

@@ -155,7 +155,8 @@ def spec_of(metadata: Mapping) -> HeadSpec:
 def expected_shapes(metadata: Mapping) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape that a head with this metadata must have."""
     width, classes = metadata["hidden_size"], metadata["num_labels"]
-    shapes: dict[str, tuple[int, ...]] = {"classifier.weight": (classes, width), "classifier.bias": (classes,)}
+    read = width if metadata["class_token"] else metadata.get("readout_width", width)
+    shapes: dict[str, tuple[int, ...]] = {"classifier.weight": (classes, read), "classifier.bias": (classes,)}
     if metadata["class_token"]:
         shapes["class_token"] = (width,)
     if metadata["memory_tokens"]:

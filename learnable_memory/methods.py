@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from learnable_memory.method_spec import MethodSpec
+from learnable_memory.model.families import LayerParts, scaled
 
 OF_WEIGHTS = ("full", "bias", "lora")  # learned as float32 weights of the base; less precision is a matter of autocast
 STD = 0.02  # of new memory and classifiers, as in heads
@@ -51,6 +52,11 @@ def build_network(
     check_method(spec, base.config._attn_implementation)
     if spec.method in OF_WEIGHTS:
         return WeightTuning(base, spec, num_labels, generator, gradient_checkpointing, autocast)
+    if not base.trial.keys_are_linear or any(bias is not None for bias in base.trial.biases):
+        raise ValueError(
+            f"{spec.label} puts tokens beside those of the image, which a {type(base.encoder_module).__name__} has no "
+            "positions for: choose a head, full, bias or lora."
+        )
     return PromptTuning(base, spec, num_labels, generator, gradient_checkpointing)
 
 
@@ -84,12 +90,11 @@ def new_classifier(width: int, num_labels: int, generator: torch.Generator | Non
 
 def like(base: Any) -> dict[str, Any]:
     """Where what is learned beside a base's weights belongs, and in which dtype: float32 at least."""
-    weight = base.vit.embeddings.cls_token
-    return {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+    return {"device": base.device, "dtype": torch.promote_types(base.dtype, torch.float32)}
 
 
 class WeightTuning(nn.Module):
-    """The ViT with some of its own weights learned, and a linear classifier on its class token.
+    """The base with some of its own weights learned, and a linear classifier on what its family's classifiers read.
 
     full: all weights. bias: all biases, those of layer norms included (BitFit, Zaken et al. 2022). lora: updates of
     rank r of the query and value projections (Hu et al. 2022), by PEFT, scaled by alpha / r = 1.
@@ -100,41 +105,38 @@ class WeightTuning(nn.Module):
         gradient_checkpointing: bool, autocast: torch.dtype | None,
     ) -> None:  # fmt: skip
         super().__init__()
-        dtype = base.vit.embeddings.cls_token.dtype
-        if spec.method != "lora" and dtype != like(base)["dtype"]:
+        if spec.method != "lora" and base.dtype != like(base)["dtype"]:
             raise ValueError(
-                f"{spec.method} learns the base's own weights, and they are {dtype}: open the base in float32, and "
+                f"{spec.method} learns the base's own weights, and they are {base.dtype}: open the base in float32, and "
                 "give autocast."
             )
         learned = {"full": lambda name: True, "bias": lambda name: name.endswith("bias"), "lora": lambda name: False}
-        # A pooler, which a ViTModel may have, is behind the class token that is read here.
-        self.base = base.copy_of_base(lambda name: learned[spec.method](name) and not name.startswith("pooler."))
+        self.base = base.copy_of_base(lambda name: learned[spec.method](name) and not base.anatomy.unread(name))
         if spec.method == "lora":
-            add_lora(self.base.vit, spec.rank, generator)
-        self.classifier = new_classifier(base.config.hidden_size, num_labels, generator)
+            add_lora(self.base.encoder_module, spec.rank, generator)
+        if gradient_checkpointing:
+            self.base.gradient_checkpointing_enable()
+        self.classifier = new_classifier(base.readout_width, num_labels, generator)
         self.classifier.to(**like(base))
-        self.gradient_checkpointing, self.autocast = gradient_checkpointing, autocast
+        self.autocast = autocast
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values [B, channels, height, width] -> float32 logits [B, C]"""
         with torch.autocast(pixel_values.device.type, self.autocast, enabled=self.autocast is not None):
-            hidden = self.base.embed(pixel_values)  # [B, N, D]
-            for layer in self.base.vit.layers:
-                hidden = run(layer, hidden, again=self.gradient_checkpointing and self.training)
-            features = self.base.vit.layernorm(hidden[:, 0])  # [B, D]
+            features = self.base.features(pixel_values)  # [B, F]
         return self.classifier(features.to(self.classifier.weight.dtype))
 
 
-def add_lora(vit: nn.Module, rank: int, generator: torch.Generator | None) -> None:
-    """Put PEFT's LoRA on the query and value projections of all layers of a ViTModel; only it wants gradients then.
+def add_lora(encoder: nn.Module, rank: int, generator: torch.Generator | None) -> None:
+    """Put PEFT's LoRA on the query and value projections of all layers of an encoder; only it wants gradients.
 
     First factors as PEFT draws them (uniform, Kaiming), second factors zero; float32 whatever the base's dtype.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     with torch.random.fork_rng(devices=[]):  # PEFT draws first factors from the global generator
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj"]), vit)
-    for name, parameter in vit.named_parameters():
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=["q_proj", "v_proj"]), encoder)
+    for name, parameter in encoder.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -164,19 +166,19 @@ class PromptTuning(nn.Module):
         self.spec, self.gradient_checkpointing = spec, gradient_checkpointing
         self.propagates = spec.method == "vpt-shallow" or spec.memory_update != "none"
         layers = 1 if spec.method == "vpt-shallow" or spec.memory_update == "propagate" else len(self.attention)
-        width, embeddings = base.config.hidden_size, self.base.vit.embeddings
+        width = base.base_width
         self.memory = nn.ParameterList(torch.empty(spec.memory_tokens, width) for _ in range(layers))
         self.class_token = None
         if not self.is_vpt and spec.train_class_token:
-            self.class_token = nn.Parameter(embeddings.cls_token.detach().view(-1).to(copy=True, **like(base)))
+            start = base.anatomy.start(base.encoder_module)
+            self.class_token = nn.Parameter(start.to(copy=True, **like(base)))
         self._draw(generator)
         self.memory.to(**like(base))
         self.classifier = new_classifier(width, num_labels, generator).to(**like(base))
 
     @torch.no_grad()
     def _draw(self, generator: torch.Generator | None) -> None:
-        channels_of_patch = self.base.vit.embeddings.patch_embeddings.projection.weight[0]
-        bound = math.sqrt(6 / (channels_of_patch.numel() + self.base.config.hidden_size))  # VPT's; 3 p^2 + D
+        bound = math.sqrt(6 / (3 * math.prod(self.base.anatomy.patch_size) + self.base.base_width))  # VPT's; 3 p^2 + D
         for layer, memory in enumerate(self.memory):
             if self.is_vpt:
                 memory.uniform_(-bound, bound, generator=generator)
@@ -202,19 +204,22 @@ class PromptTuning(nn.Module):
                     hidden = torch.cat([hidden[:, :tokens], hidden[:, tokens:] + memory], dim=1)
                 memory = None
             hidden = run(self.layer, index, hidden, memory, mask, again=self.gradient_checkpointing and self.training)
-        return self.classify(hidden[:, readout])
+        return self.classify(hidden[:, :tokens].mean(dim=1) if readout is None else hidden[:, readout])
 
     def classify(self, token: Tensor) -> Tensor:
         """What leaves the last layer in the place of the class token, [B, D] -> float32 logits [B, C]"""
-        return self.classifier(self.base.vit.layernorm(token).to(self.classifier.weight.dtype))
+        normed = self.base.anatomy.final_norm(self.base.encoder_module)(token)
+        return self.classifier(normed.to(self.classifier.weight.dtype))
 
-    def _with_class_token(self, hidden: Tensor) -> tuple[Tensor, int]:
-        """Put the learned class token in the place of the base's or, where a mask hides it, behind all; and where."""
+    def _with_class_token(self, hidden: Tensor) -> tuple[Tensor, int | None]:
+        """Put the learned class token in the place of the base's or, where a mask hides it or the base has none, behind
+        all; and where. None: there is no class token, and the mean of the tokens is read."""
+        has_own = self.base.anatomy.has_class_token(self.base.encoder_module)
         if self.class_token is None:
-            return hidden, 0
-        position = self.base.vit.embeddings.position_embeddings[0, :1]  # [1, D]
-        token = (self.class_token.to(position.dtype) + position).expand(len(hidden), 1, -1)
-        if self.masked:
+            return hidden, 0 if has_own else None
+        token = self.base.anatomy.enter(self.base.encoder_module, self.class_token[None].to(hidden.dtype))  # [1, D]
+        token = token.expand(len(hidden), 1, -1)
+        if self.masked or not has_own:
             return torch.cat([hidden, token], dim=1), hidden.shape[1]
         return torch.cat([token, hidden[:, 1:]], dim=1), 0
 
@@ -231,12 +236,14 @@ class PromptTuning(nn.Module):
 
     def layer(self, index: int, hidden: Tensor, memory: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """One layer in joint form: [B, tokens, D] -> the same; memory [B, m, D] before the norm."""
-        layer = self.base.vit.layers[index]
+        parts = LayerParts.of(
+            self.base.encoder_module.get_submodule(self.base.anatomy.layers)[index], self.base.anatomy.names
+        )
         if memory is not None and self.spec.memory_norm:
-            memory = layer.layernorm_before(memory)
-        context, _ = self.attention[index](layer.layernorm_before(hidden), memory, mask, need_weights=False)
-        hidden = context + hidden
-        return layer.mlp(layer.layernorm_after(hidden)) + hidden
+            memory = parts.norm1(memory)
+        context, _ = self.attention[index](parts.norm1(hidden), memory, mask, need_weights=False)
+        hidden = scaled(parts.scale1, context) + hidden
+        return scaled(parts.scale2, parts.mlp(parts.norm2(hidden))) + hidden
 
 
 def run(layer: Any, *inputs: Any, again: bool) -> Tensor:

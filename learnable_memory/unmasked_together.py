@@ -42,12 +42,11 @@ class UnmaskedTogether(nn.Module):
         """pixel_values [B, channels, height, width] -> logits [B, C] of each network by its name."""
         first = self.networks[0]
         hidden = first.base.embed(pixel_values)  # [B, N, D]
-        position = first.base.vit.embeddings.position_embeddings[0, :1]  # [1, D]
         learned: list[Tensor] = []
         for network in self.networks:
             assert network.class_token is not None, "the constructor takes no others"
             learned.append(network.class_token)
-        tokens = torch.stack(learned).to(position.dtype) + position  # [T, D]
+        tokens = first.base.anatomy.enter(first.base.encoder_module, torch.stack(learned).to(hidden.dtype))  # [T, D]
         hidden = torch.cat([tokens.expand(len(hidden), -1, -1), hidden[:, 1:]], dim=1)  # [B, T + N - 1, D]
         for index in range(len(first.attention)):
             memory = torch.cat([network.memory[index] for network in self.networks]).to(hidden.dtype)  # [M, D]

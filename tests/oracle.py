@@ -35,9 +35,6 @@ def joint_logits(model, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
     patches = vit.embeddings.patch_embeddings.projection(pixel_values).flatten(2).transpose(1, 2)
     positions, batch = vit.embeddings.position_embeddings[0], len(pixel_values)
     patches = patches + positions[1:]
-    extra = getattr(vit.embeddings, "extra_tokens", None)  # which everybody sees, as patches
-    if extra is not None:
-        patches = torch.cat([extra.expand(batch, -1, -1), patches], dim=1)
     base_class = (vit.embeddings.cls_token[0, 0] + positions[0]).expand(batch, 1, -1)
     added = [(head.class_token + positions[0]).expand(batch, 1, -1) for _, head in heads]
     x = torch.cat([patches, base_class, *added], dim=1)
@@ -73,13 +70,7 @@ def joint_logits(model, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
 
     x = F.layer_norm(x, x.shape[-1:], vit.layernorm.weight, vit.layernorm.bias, vit.layernorm.eps)
     first -= 1  # that of the base's class token
-    extra_tokens, readout = model.layout.extra_tokens, model.layout.readout
-    read = {
-        "class": [x[:, first]],
-        "class+extra": [x[:, first], x[:, 0]],
-        "class+mean": [x[:, first], x[:, extra_tokens:first].mean(1)],
-    }[readout]
-    logits = {"base": F.linear(torch.cat(read, -1), model.classifier.weight, model.classifier.bias)}
+    logits = {"base": F.linear(x[:, first], model.classifier.weight, model.classifier.bias)}
     for i, (name, head) in enumerate(heads):
         logits[name] = F.linear(x[:, first + 1 + i], head.classifier.weight, head.classifier.bias)
     return logits

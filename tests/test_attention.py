@@ -6,17 +6,27 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersForImageClassification
 
 from learnable_memory.attention import PARTS, Columns, attention_of, columns_of
-from test_layouts import model_with
 from tiny import add_random_head, images, tiny_model
+from vit import MemoryCapableViT
 
 ROUNDING = 1e-6
 
 
-def model_of_all_kinds(layout: dict | None = None):
+def dinov2_with_registers() -> MemoryCapableViT:
+    config = Dinov2WithRegistersConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=2, image_size=16, patch_size=4,
+        num_register_tokens=4, num_labels=5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return MemoryCapableViT.from_base(Dinov2WithRegistersForImageClassification(config).eval())
+
+
+def model_of_all_kinds(make=tiny_model):
     """D (3 cells) alone, A (2), B (1) on A, C (none) on B and so on A, and a linear probe."""
-    model = tiny_model() if layout is None else model_with(layout)
+    model = make()
     add_random_head(model, "D", 3, 3)
     add_random_head(model, "A", 4, 2)
     add_random_head(model, "B", 3, 1, extends=("A",))
@@ -61,9 +71,9 @@ def test_images_and_layers_are_told_apart():
 
 
 # --------------------------------------------------------------------------------------------------------- from models
-@pytest.mark.parametrize("layout", [None, {"extra_tokens": 4, "readout": "class+mean"}], ids=["plain", "registers"])
-def test_shares_of_a_model_sum_to_one_and_name_what_a_head_has(layout):
-    model = model_of_all_kinds(layout)
+@pytest.mark.parametrize("make", [tiny_model, dinov2_with_registers])
+def test_shares_of_a_model_sum_to_one_and_name_what_a_head_has(make):
+    model = model_of_all_kinds(make)
     for name in ("base", *model.head_names):
         looks = looks_of(model, name)
         assert len(looks) == 3

@@ -40,7 +40,7 @@ def letters_of(size: str, T: int = 1, m: int = 1, r: int = 0) -> dict[str, int]:
 
 
 def contents(form: str, N: int, D: int, L: int, H: int) -> Contents:
-    return Contents("", "float32", "", "", None, 0, form, "float32", L, H, N, D)
+    return Contents("", "float32", "", "", None, 0, form, "float32", L, H, N, D, D)
 
 
 def rows_of(first: str) -> list[list[str]]:

@@ -17,7 +17,7 @@ from learnable_memory import export as exporting
 from learnable_memory.export import FORMATS, OnnxFile, check_format, check_inputs, differences, export
 from learnable_memory.runlog import versions
 from oracle import joint_logits
-from test_layouts import LAYOUTS, model_with
+from stock_families import stock
 from tiny import add_random_head, images, tiny_model
 from vit import MemoryCapableViT
 
@@ -186,7 +186,7 @@ def test_folders_are_made(tmp_path, untraced):
 # -------------------------------------------------------------------------------------------------------- other bases
 def check_other_base(model: MemoryCapableViT, path: Path) -> None:
     assert export(model, path) < 5e-6
-    pixel_values = torch.randn(3, model.config.num_channels, *model.image_size, generator=torch.manual_seed(5))
+    pixel_values = torch.randn(3, 3, *model.image_size, generator=torch.manual_seed(5))
     answers = run(path, pixel_values)
     with torch.no_grad():
         expected = model(pixel_values)
@@ -196,16 +196,16 @@ def check_other_base(model: MemoryCapableViT, path: Path) -> None:
     assert record_of(path)["input"]["shape"] == ["batch", *pixel_values.shape[1:]]
 
 
-def test_another_layout_and_another_size_of_images(tmp_path):
-    model = model_with(LAYOUTS[1], num_hidden_layers=1)  # further tokens, a classifier on means, antialiased positions
-    add_random_head(model, "A", 4, 2)
-    model.set_image_size((24, 8))
+@pytest.mark.parametrize("case", ["dinov3", "siglip"])
+def test_other_families(case, tmp_path):
+    model = MemoryCapableViT.from_base(stock(case))
+    add_random_head(model, "A", 4, 2, rank=2)
     check_other_base(model, tmp_path / "heads.onnx")
 
 
 def test_positions_are_resized_once_not_at_every_call(tmp_path):
-    model = model_with(LAYOUTS[1], num_hidden_layers=1)
-    model.set_image_size((24, 8))
+    model = with_mixed_heads(MemoryCapableViT.from_base(stock("dinov2 registers")))
+    model.set_image_size((48, 32))
     export(model, tmp_path / "base.pt2", "torch-export")
     called = {str(node.target) for node in torch.export.load(tmp_path / "base.pt2").graph.nodes}
     assert "aten.conv2d.default" in called and not [name for name in called if "upsample" in name]
@@ -213,11 +213,11 @@ def test_positions_are_resized_once_not_at_every_call(tmp_path):
 
 # In ONNX alone: it is translated from what `torch.export` gives.
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_layouts_and_sizes_of_images(layout, tmp_path):
-    """Further special tokens, other classifiers, and each way of resizing positions."""
-    model = with_mixed_heads(model_with(layout, num_hidden_layers=1))
-    model.set_image_size((24, 8))
+@pytest.mark.parametrize("case", ["deit teacher", "dinov2 registers", "dinov3 gated", "clip", "siglip", "beit"])
+@pytest.mark.parametrize("size", [(32, 32), (48, 32)], ids=str)
+def test_families_and_sizes_of_images(case, size, tmp_path):
+    model = with_mixed_heads(MemoryCapableViT.from_base(stock(case)))
+    model.set_image_size(size)
     check_other_base(model, tmp_path / "heads.onnx")
 
 
@@ -238,7 +238,6 @@ def test_a_stock_base_at_another_size(tmp_path):
         {"image_size": [16, 32]},
         {"patch_size": [4, 8]},
         {"qkv_bias": False},
-        {"num_channels": 1},
         {"attn_implementation": "sdpa"},
     ],
     ids=str,
@@ -267,7 +266,7 @@ def test_a_file_is_kept_only_within_the_tolerance(tmp_path, monkeypatch, untrace
     path = tmp_path / "heads.txt"
     path.write_text("an earlier file")
     monkeypatch.setattr(MemoryCapableViT, "for_inference", wrong_by(1.0))
-    largest = max(model(pixel_values)["A"].logits.abs().max().item() for pixel_values in check_inputs(3, 16, 16))
+    largest = max(model(pixel_values)["A"].logits.abs().max().item() for pixel_values in check_inputs(16, 16))
     with pytest.raises(ValueError) as caught:
         export(model, path, untraced)
     assert str(caught.value) == (
@@ -320,9 +319,9 @@ def test_differences_are_shares_of_the_largest_logit_of_a_head():
 
 
 def test_what_a_file_is_checked_with():
-    inputs = check_inputs(3, 8, 12)
+    inputs = check_inputs(8, 12)
     assert [tuple(batch.shape) for batch in inputs] == [(batch, 3, 8, 12) for batch in (1, 2, 5, 4)]
-    assert all(torch.equal(one, other) for one, other in zip(inputs, check_inputs(3, 8, 12), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(inputs, check_inputs(8, 12), strict=True))
     assert (inputs[3][0] == 0).all() and inputs[3].abs().max() >= 100
 
 

@@ -55,7 +55,7 @@ def shards(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*.bin")}
 
 
-EXAMPLE = Contents("f" * 64, "float32", "i" * 16, "p" * 16, "crop_flip", 0, "keys_values", "float32", 3, 4, 17, 32)
+EXAMPLE = Contents("f" * 64, "float32", "i" * 16, "p" * 16, "crop_flip", 0, "keys_values", "float32", 3, 4, 17, 32, 32)
 VIT_B32 = {"layers": 12, "heads": 12, "tokens": 50, "width": 768}
 
 

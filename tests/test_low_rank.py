@@ -173,7 +173,7 @@ def test_the_served_copy_answers_as_the_model_and_merges_nothing(names):
 
 def test_the_served_copy_stacks_once(monkeypatch):
     served = mixed().for_inference()
-    monkeypatch.setattr("vit.stack_low_rank", lambda *_: pytest.fail("it is stacked again"))
+    monkeypatch.setattr("learnable_memory.model.inputs.stack_low_rank", lambda *_: pytest.fail("it is stacked again"))
     served(images())
     served(images(), heads=["A"])
     moved = served.double()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from learnable_memory.model.serving import FoldedHeads
 from tiny import add_random_head, images, tiny_base, tiny_model
-from vit import FoldedHeads, MemoryCapableViT
+from vit import MemoryCapableViT
 
 
 def mixed_model(**changes) -> MemoryCapableViT:

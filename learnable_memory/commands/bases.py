@@ -46,18 +46,19 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
     """What the command prints: a name for each line, and its text."""
     from learnable_memory import cost
 
-    config, (rows, columns) = model.config, model.patch_grid
-    patch_height, patch_width = model.vit.embeddings.patch_embeddings.patch_size
-    shape = model.num_tokens, config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    patch_values = config.num_channels * patch_height * patch_width
+    (rows, columns), (patch_height, patch_width) = model.patch_grid, model.anatomy.patch_size
+    shape = model.num_tokens, model.base_width, model.base_mlp_width, model.base_layers
+    patch_values = 3 * patch_height * patch_width
     base = cost.base(*shape, patch_values, rows * columns)
-    classes = f"{config.num_labels:,} classes" if model.has_base_classifier else "none, so no answers of its own"
+    classes = f"{model.config.num_labels:,} classes" if model.has_base_classifier else "none, so no answers of its own"
+    has_class_token = model.anatomy.has_class_token(model.encoder_module)
+    special = f"the class token, {model.anatomy.special - 1} further special tokens" if has_class_token else "no class token"
     lines = {
         "base": str(model.base_id),
-        "tokens": f"{model.num_tokens:,}: the class token, {model.layout.extra_tokens} further special tokens, "
-        f"{rows}x{columns} patches of {patch_height}x{patch_width} pixels",
-        "width": f"{config.hidden_size:,}, MLP {config.intermediate_size:,}",
-        "layers": f"{config.num_hidden_layers}, {config.num_attention_heads} attention heads each",
+        "class": type(model).__name__,
+        "tokens": f"{model.num_tokens:,}: {special}, {rows}x{columns} patches of {patch_height}x{patch_width} pixels",
+        "width": f"{model.base_width:,}, MLP {model.base_mlp_width:,}",
+        "layers": f"{model.base_layers}, {model.base_attention_heads} attention heads each",
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         "classifier": classes,
         "preprocessing": f"{preprocessing.words}; hash {preprocessing.hash}",

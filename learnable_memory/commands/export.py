@@ -124,7 +124,7 @@ def describe(
     """What the command prints: a name for each line, and its text."""
     classes = {"base": model.config.num_labels} if options.with_base else {}
     classes |= {name: model.heads[name].spec.num_labels for name in names}
-    shape = "x".join(map(str, (model.config.num_channels, *model.image_size)))
+    shape = "x".join(map(str, (3, *model.image_size)))
     return {
         "written": f"{options.output}, {options.output.stat().st_size / 1e6:,.1f} MB",
         "input": f"pixel_values, float32, batch x {shape}",

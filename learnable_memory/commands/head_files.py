@@ -92,7 +92,7 @@ def fetch(options: FetchOptions) -> None:
 def _on_base(files: Sequence[HeadFile], base_model: str, options: ConvertOptions) -> list[HeadFile]:
     """The heads as heads of this base. Raises ValueError if it is not the one whose tensors the old file holds."""
     model, _ = open_base(base_model, options.base_cache, not options.no_download, sized=False, own_pixels=False)
-    size = model.config.hidden_size, model.config.num_hidden_layers, model.config.intermediate_size
+    size = model.base_width, model.base_layers, model.base_mlp_width
     for file in files:
         heads.check_base(file.metadata, model.fingerprint, *size, where=str(options.old))
     base = {"id": model.base_id, "fingerprint": model.fingerprint}

@@ -125,7 +125,7 @@ class TrainingInputs:
         assert isinstance(self.model, MemoryCapableViT)  # TrainOptions refuses a cache for anything but heads
         cache = self._cache(self.model, image_set, views, stored_views, role)
         # On a CPU batches are made in the base's precision at once; a GPU converts faster than it gets them.
-        dtype = self.model.vit.embeddings.cls_token.dtype if self.device.type == "cpu" else None
+        dtype = self.model.dtype if self.device.type == "cpu" else None
         return CachedLoader(cache, image_set, batches, BaseTokens, dtype)
 
     def _cache(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from learnable_memory.bases import convert, find_base, is_stock, preprocessing_of
+from learnable_memory.bases import convert, find_base, preprocessing_of, read_config
 from learnable_memory.config import RunOptions
 from learnable_memory.methods import TunedModel
 from learnable_memory.transforms import Preprocessing
@@ -54,7 +54,7 @@ def open_base(
         FileNotFoundError: it is neither here nor reachable.
     """
     place = find_base(base, cache_dir, download)
-    if is_stock(place):
+    if place.is_dir() and "model_type" in read_config(place):
         model, plain = MemoryCapableViT.from_pretrained(place), None
         for name in reversed(model.head_names):  # a folder with heads of its own serves as a base all the same
             model.remove_head(name)
