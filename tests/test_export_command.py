@@ -203,9 +203,16 @@ def test_a_missing_package_is_named_before_anything_is_loaded(folder, capsys, mo
     )
 
 
-def test_a_file_that_answers_differently_is_an_error(folder, tmp_path, capsys):
-    """Nothing is as near as this."""
-    flags = "--format", "torch-export", "--output", tmp_path / "heads.pt2", "--tolerance", "1e-12"
+def test_a_file_that_answers_differently_is_an_error(folder, tmp_path, capsys, monkeypatch):
+    fold = MemoryCapableViT.for_inference
+
+    def folded_wrongly(model):
+        served = fold(model)
+        served.heads["A"].classifier.bias.data[0] += 1
+        return served
+
+    monkeypatch.setattr(MemoryCapableViT, "for_inference", folded_wrongly)
+    flags = "--format", "torch-export", "--output", tmp_path / "heads.pt2"
     assert "its head A would answer differently from the model, by " in failed(capsys, folder, "--heads", "A", *flags)
     assert list(tmp_path.iterdir()) == []
 
