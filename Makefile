@@ -22,10 +22,10 @@ docs: $(STAMP) ## build the API reference and the guide, into build/docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 test: $(STAMP) ## run the fast tests
-	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -n 2 --dist loadscope -m "not slow"
 
 test-all: $(STAMP) ## run the slow tests, which "make test" leaves out
-	$(RUN) pytest -m slow
+	$(RUN) pytest -n 2 --dist loadscope -m slow
 
 check: $(STAMP) ## look for mistakes, formatting that differs, and types that do not fit
 	$(RUN) ruff check .

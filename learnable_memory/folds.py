@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from learnable_memory.images import ImageSet
@@ -30,6 +29,8 @@ def fold_of(image_set: ImageSet, folds: int, seed: int) -> np.ndarray:
 
     Raises ValueError if no class has K images. Of a class with fewer some folds have none, which the log says.
     """
+    from sklearn.model_selection import StratifiedKFold  # takes seconds, which only cross-validation is to cost
+
     labels = image_set.labels
     counts = np.bincount(labels)
     if counts.max() < folds:

@@ -68,6 +68,7 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.texts]
 
 
+@pytest.mark.drawing
 def test_a_row_for_each_head_of_each_image(tmp_path, drawn):
     heads = {"base": PLAIN, "A": OTHER, "child": PLAIN}
     figure, predictions = draw(tmp_path, drawn, ["x/one.png", "two.png"], heads)
@@ -180,6 +181,7 @@ def test_a_dollar_begins_no_formula(tmp_path, drawn):
     assert {"$x$.png", "5$ and \\frac$"} <= set(texts(figure))
 
 
+@pytest.mark.drawing
 @pytest.mark.parametrize("ending", [".pdf", ".svg"])
 def test_other_kinds_of_pictures(tmp_path, ending):
     found = prediction("one.png", {"A": PLAIN}, layers=2)

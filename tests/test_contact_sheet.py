@@ -81,6 +81,7 @@ def test_the_views_are_those_of_the_first_epochs_with_seed_0() -> None:
     assert len({view.tobytes() for view in found}) == 5
 
 
+@pytest.mark.drawing
 def test_a_row_for_each_class_with_its_stored_image_and_its_views(tmp_path: Path, drawn: list[Figure]) -> None:
     data = in_memory([0, 1, 2], classes=["ant", "bee", "cow"])
     path = contact_sheet(data, PLAIN, tmp_path / "new" / "sheet.png")

@@ -1,6 +1,7 @@
 """The documentation: every public name has a docstring, every link leads somewhere, and the site is built from both."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -27,6 +28,11 @@ DIRECTIVE = re.compile(
 Definition = ast.ClassDef | ast.FunctionDef
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -43,7 +49,7 @@ def definitions(path: Path) -> Iterator[tuple[str, Definition, str]]:
 
     What a protocol of the same file says of its methods is said of all who have them.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     protocols = [node for node in public(tree.body) if "Protocol" in map(ast.unparse, getattr(node, "bases", ()))]
     promised = {method.name for protocol in protocols for method in public(protocol.body)}
     for node in public(tree.body):
@@ -54,6 +60,9 @@ def definitions(path: Path) -> Iterator[tuple[str, Definition, str]]:
                     yield f"{node.name}.{method.name}", method, ast.get_docstring(node) or ""
 
 
+DEFINITIONS = [(path, *found) for path in CODE for found in definitions(path)]
+
+
 def takes_or_gives_tensors(node: ast.FunctionDef) -> bool:
     arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
     annotations = [*(argument.annotation for argument in arguments), node.returns]
@@ -61,17 +70,16 @@ def takes_or_gives_tensors(node: ast.FunctionDef) -> bool:
     return re.search(r"\bTensor\b", BY_NAME.sub("", text)) is not None
 
 
-@pytest.mark.parametrize("path", CODE, ids=name_of)
-def test_every_public_name_has_a_docstring(path):
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "the module itself"
-    assert [name for name, node, _ in definitions(path) if not ast.get_docstring(node)] == []
+def test_every_public_name_has_a_docstring():
+    silent = [name_of(path) for path in CODE if not ast.get_docstring(parsed(path))]
+    silent += [f"{name_of(path)}: {name}" for path, name, node, _ in DEFINITIONS if not ast.get_docstring(node)]
+    assert silent == []
 
 
-@pytest.mark.parametrize("path", CODE, ids=name_of)
-def test_what_takes_or_gives_tensors_says_their_shapes(path):
+def test_what_takes_or_gives_tensors_says_their_shapes():
     silent = [
-        name
-        for name, node, around in definitions(path)
+        f"{name_of(path)}: {name}"
+        for path, name, node, around in DEFINITIONS
         if isinstance(node, ast.FunctionDef)
         and takes_or_gives_tensors(node)
         and not SHAPE.search((ast.get_docstring(node) or "") + around)
@@ -79,15 +87,14 @@ def test_what_takes_or_gives_tensors_says_their_shapes(path):
     assert silent == []
 
 
-@pytest.mark.parametrize("path", CODE, ids=name_of)
-def test_sections_of_docstrings_are_read_as_they_are_meant(path):
+def test_sections_of_docstrings_are_read_as_they_are_meant():
     """A colon in the first line of Returns would make a type of what stands before it, and Attributes know one name."""
-    for name, node, _ in definitions(path):
+    for path, name, node, _ in DEFINITIONS:
         text = ast.get_docstring(node) or ""
         first = re.search(r"^Returns:\n +(.*)", text, re.M)
-        assert not (first and ":" in first[1]), name
+        assert not (first and ":" in first[1]), f"{name_of(path)}: {name}"
         attributes = re.search(r"^Attributes:\n((?: +.*\n?)+)", text, re.M)
-        assert not (attributes and re.search(r"^    \w+, \w.*:", attributes[1], re.M)), name
+        assert not (attributes and re.search(r"^    \w+, \w.*:", attributes[1], re.M)), f"{name_of(path)}: {name}"
 
 
 # --------------------------------------------------------------------------------------------------------------- pages
@@ -104,14 +111,14 @@ def anchors_of(page: Path) -> set[str]:
 OTHERS = ["README.md", "CONTRIBUTING.md", "mnist/README.md", "notebooks/README.md"]
 
 
-@pytest.mark.parametrize("page", [*PAGES, *(ROOT / name for name in OTHERS)], ids=name_of)
-def test_links_lead_somewhere(page):
+def test_links_lead_somewhere():
     broken = []
-    for link in LINK.findall(text_of(page)):
-        place, _, anchor = link.partition("#")
-        target = (page.parent / place).resolve() if place else page
-        if not target.is_file() or (anchor and anchor not in anchors_of(target)):
-            broken.append(link)
+    for page in [*PAGES, *(ROOT / name for name in OTHERS)]:
+        for link in LINK.findall(text_of(page)):
+            place, _, anchor = link.partition("#")
+            target = (page.parent / place).resolve() if place else page
+            if not target.is_file() or (anchor and anchor not in anchors_of(target)):
+                broken.append(f"{name_of(page)}: {link}")
     assert broken == []
 
 
@@ -126,24 +133,20 @@ def test_the_menu_has_every_page_once():
     assert sorted(nav_pages(menu)) == [page.relative_to(DOCS).as_posix() for page in PAGES]
 
 
-@pytest.mark.parametrize("page", REFERENCE, ids=name_of)
-def test_the_reference_names_what_is_there(page):
+def test_the_reference_names_what_is_there():
     """mkdocstrings leaves out without a word what it does not find."""
-    directives = DIRECTIVE.findall(page.read_text(encoding="utf-8"))
-    if page.stem == "commands":
-        assert directives == []
-    else:
-        assert directives
-    for module, in_a_line, in_lines in directives:
-        path = ROOT / f"{module.replace('.', '/')}.py"
-        if not path.exists():
-            path = path.with_suffix("") / "__init__.py"
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        there = {node.name for node in public(tree.body)}
-        there |= {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-        members = re.findall(r"\w+", in_a_line or in_lines)
-        assert members, module
-        assert set(members) <= there, module
+    for page in REFERENCE:
+        directives = DIRECTIVE.findall(page.read_text(encoding="utf-8"))
+        assert bool(directives) == (page.stem != "commands"), name_of(page)
+        for module, in_a_line, in_lines in directives:
+            path = ROOT / f"{module.replace('.', '/')}.py"
+            if not path.exists():
+                path = path.with_suffix("") / "__init__.py"
+            tree = parsed(path)
+            there = {node.name for node in public(tree.body)}
+            there |= {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+            members = re.findall(r"\w+", in_a_line or in_lines)
+            assert members and set(members) <= there, module
 
 
 def test_every_command_is_on_the_page_of_commands():

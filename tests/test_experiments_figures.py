@@ -130,6 +130,7 @@ def test_without_results_there_is_no_file(tmp_path, entry):
     assert not (tmp_path / "f.png").exists()
 
 
+@pytest.mark.drawing
 @pytest.mark.parametrize("entry", [POINTS, LINES, RATES], ids=lambda entry: entry["kind"])
 @pytest.mark.parametrize("tasks", [1, 5])
 @pytest.mark.filterwarnings("error")  # matplotlib warns where a layout does not fit

@@ -110,7 +110,7 @@ def test_a_file_answers_as_the_joint_masked_attention(exported, batch):
 
 
 def test_the_difference_is_that_of_rounding(exported):
-    assert 0 < exported[2] < 5e-6
+    assert exported[2] < 5e-6  # 0 on processors where both runs take the same kernels
 
 
 def test_a_file_says_what_it_is(exported):

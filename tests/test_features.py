@@ -110,7 +110,8 @@ def test_a_head_trained_from_the_cache_is_bit_for_bit_the_one_trained_from_pixel
 def test_a_head_trained_from_fewer_bits_is_close(form, dtype, bound):
     found = heads_after_training("memory", form=form, dtype=dtype)
     error = largest_difference(found, heads_after_training("none"))
-    assert 0 < error < bound, error
+    assert error < bound, error
+    assert error > 0 or dtype == "float32"  # fewer bits leave a trace, another order of the sums need not
 
 
 # ------------------------------------------------------------------------------------------------------------- building

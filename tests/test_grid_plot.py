@@ -63,6 +63,7 @@ GRID = [
 ]
 
 
+@pytest.mark.drawing
 def test_the_picture_is_written_where_it_was_asked_for(tmp_path):
     path = grid_accuracy([run.row() for run in GRID], tmp_path / "new" / "grid.png", "Digits")
     assert path == tmp_path / "new" / "grid.png"
@@ -183,6 +184,7 @@ def test_the_axis_holds_every_run_and_has_no_mark_outside_of_0_to_100_percent(tm
         assert len(set(labels)) == len(labels)  # enough digits to tell them apart
 
 
+@pytest.mark.drawing
 @pytest.mark.parametrize("runs", [GRID, DIVERGED, GRID[:1]])
 def test_nothing_reaches_out_of_the_picture_or_over_the_panels(tmp_path, drawn, runs):
     rates = (0.001, 0.003, 0.01, 0.03)

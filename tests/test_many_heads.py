@@ -78,6 +78,7 @@ def test_work_grows_with_what_each_head_sees_not_with_all_memories(crowd, monkey
     assert set(widths) == {17 + COUNT + 1 + 5 + 4} and all_cells == 200
 
 
+@pytest.mark.drawing
 def test_the_picture_shows_each_size(tmp_path, drawn):
     row = {"plain base": 20.0, "one model": 18.0, "one model, heads": 19.0, "separate models": 5.0}
     row["one model / separate models"] = 3.6

@@ -1,6 +1,5 @@
 """What `pip install .` gives: the modules, the files that ship in the package, and commands that need no clone."""
 
-import importlib
 import os
 import re
 import shutil
@@ -20,42 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 COMMANDS = PROJECT["project"]["scripts"]  # name -> "module:function"
 BASE = ROOT / "models" / "base-tiny"
-CALLED = "import sys; sys.argv[0] = {name!r}; from {module} import {function} as command; sys.exit(command())"
-
-
-def called(name: str, *arguments: str, last: str = "") -> subprocess.CompletedProcess:
-    """Call the function of a console command as the installed script does; `last` is run after it."""
-    module, _, function = COMMANDS[name].partition(":")
-    code = CALLED.format(name=name, module=module, function=function)
-    if last:
-        code = f"import atexit; atexit.register(lambda: exec({last!r})); {code}"
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_the_commands_are_the_promised_ones():
     assert {"vit-train", "vit-validation", "vit-predict"} <= COMMANDS.keys()
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_names_a_function(name):
-    module, _, function = COMMANDS[name].partition(":")
-    assert callable(getattr(importlib.import_module(module), function))
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_answered_without_torch(name):
-    found = called(name, "--help", last="import sys; print('torch' in sys.modules, file=sys.stderr)")
-    assert found.returncode == 0
-    assert found.stdout.startswith("usage: ")
-    assert found.stderr == "False\n"
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_wrong_use_is_one_line_and_exit_code_2(name):
-    found = called(name, "--no_such_option")
-    assert found.returncode == 2
-    assert found.stdout == ""
-    assert re.fullmatch(r"[^\n]+: error: [^\n]+\n", found.stderr)
 
 
 def test_every_module_of_the_top_level_is_installed():

@@ -307,6 +307,7 @@ def test_broken_images_are_left_out_and_named(models, photos, tmp_path, capsys, 
     assert left_out.startswith(f"left out: cannot read the image {tmp_path / 'b.png'} (UnidentifiedImageError: ")
 
 
+@pytest.mark.drawing
 def test_a_picture_of_the_attention(models, photos, tmp_path, capsys, caplog):
     picture = tmp_path / "new" / "attention.png"
     say(models, photos, "--heads", "large", "child", "--with_base", "--json", "--attention", picture)

@@ -1,12 +1,19 @@
 """The shape of the project: who may import whom, how long files are, what is declared, and what `--help` loads."""
 
 import ast
+import functools
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "learnable_memory").rglob("*.py"))
@@ -28,6 +35,7 @@ STANDARD_LIBRARY_ONLY = [
     "wording.py",
     "commands/__init__.py",
 ]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 # Where the name to install is not the name to import.
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 
@@ -36,6 +44,16 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+MODULES = {name_of(file).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in PACKAGE}
+MODULES |= {file.stem for file in ROOT.glob("*.py")}
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imported(path: Path) -> set[str]:
     """The absolute names of all modules that a file imports, anywhere in it; `from x import y` counts as x and x.y.
 
@@ -43,7 +61,7 @@ def imported(path: Path) -> set[str]:
     """
     package = path.relative_to(ROOT).parent.parts
     names: set[str] = set()
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    waiting: list[ast.AST] = [parsed(path)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -64,9 +82,7 @@ def imported_packages(path: Path) -> set[str]:
 
 def imported_from_project(path: Path) -> set[str]:
     """The project's own modules among them, without names inside modules."""
-    modules = {name_of(file).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in PACKAGE}
-    modules |= {file.stem for file in ROOT.glob("*.py")}
-    return imported(path) & modules - {"learnable_memory"}
+    return imported(path) & MODULES - {"learnable_memory"}
 
 
 def test_heads_is_a_leaf():
@@ -83,38 +99,44 @@ def test_the_model_stands_on_heads_alone():
     assert imported_from_project(ROOT / "vit.py") <= {"learnable_memory.heads", "learnable_memory.projections"}
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
-def test_the_library_never_imports_the_model_or_a_command(path):
-    joined = {name for name in imported_from_project(path) if name.startswith(("vit", "learnable_memory.commands"))}
-    assert joined == set()
+def test_the_library_never_imports_the_model_or_a_command():
+    above = "vit", "learnable_memory.commands"
+    assert [
+        (name_of(path), name) for path in LIBRARY for name in imported_from_project(path) if name.startswith(above)
+    ] == []
 
 
-@pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
-def test_what_command_lines_load_first_is_standard_library(name):
-    assert imported_packages(ROOT / "learnable_memory" / name) <= sys.stdlib_module_names | {"learnable_memory"}
+def test_what_command_lines_load_first_is_standard_library():
+    legal = sys.stdlib_module_names | {"learnable_memory"}
+    paths = [ROOT / "learnable_memory" / name for name in STANDARD_LIBRARY_ONLY]
+    assert {name_of(path): more for path in paths if (more := imported_packages(path) - legal)} == {}
 
 
-# vit.py is left out: the whole model in one file is what its readers expect.
-@pytest.mark.parametrize("path", PACKAGE + TOP_LEVEL[1:], ids=name_of)
-def test_files_stay_short(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+def test_files_stay_short():
+    """vit.py is left out: the whole model in one file is what its readers expect."""
+    counts = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE + TOP_LEVEL[1:]}
+    assert {name: lines for name, lines in counts.items() if lines >= 400} == {}
 
 
-@pytest.mark.parametrize("path", PACKAGE + TOP_LEVEL, ids=name_of)
-def test_functions_stay_short(path):
+def test_functions_stay_short():
     long = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
-            lines = node.end_lineno - first.lineno + 1  # a long docstring is no fault
-            long += [f"{node.name}: {lines} lines"] if lines > 60 else []
+    for path in PACKAGE + TOP_LEVEL:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+                lines = node.end_lineno - first.lineno + 1  # a long docstring is no fault
+                long += [f"{name_of(path)}: {node.name} has {lines} lines"] if lines > 60 else []
     assert long == []
 
 
-@pytest.mark.parametrize("path", [*LIBRARY, ROOT / "vit.py"], ids=name_of)
-def test_the_library_does_not_print(path):
-    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    assert [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"] == []
+def test_the_library_does_not_print():
+    calls = [
+        (path, node)
+        for path in LIBRARY + TOP_LEVEL[:1]
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+    ]
+    assert [f"{name_of(path)}:{node.lineno}" for path, node in calls if ast.unparse(node.func) == "print"] == []
 
 
 def test_no_file_is_called_utils():
@@ -138,66 +160,82 @@ def test_the_readme_shows_pictures_that_are_there():
     assert len(pictures) >= 5 and [name for name in pictures if not (ROOT / name).is_file()] == []
 
 
-# Runs a command line as a shell would, then tells what it has loaded: no clock, since a busy machine proves nothing.
-LOADED_BY = """
-import runpy, sys
-target, sys.argv = sys.argv[1], sys.argv[1:]
+# --------------------------------------------------------------------------------------------------- what a shell sees
+# Runs command lines one after another as a shell would, in one process: what one has loaded, the next ones have
+# to answer for too. No clock, since a busy machine proves nothing.
+RUN_EACH = """
+import contextlib, importlib, io, json, runpy, sys
 sys.path.insert(0, "")
-try:
-    if target.endswith(".py"):
-        runpy.run_path(target, run_name="__main__")
-    else:
-        runpy.run_module(target, run_name="__main__")
-except SystemExit as ended:
-    heavy = {"torch", "torchvision", "transformers", "numpy", "matplotlib", "PIL", "pyarrow", "sklearn"}
-    print("exit", ended.code, "loaded", sorted(heavy & sys.modules.keys()))
+for words in json.loads(sys.stdin.read()):
+    sys.modules.pop("learnable_memory.__main__", None)
+    printed, complained = io.StringIO(), io.StringIO()
+    module, _, function = words[0].partition(":")
+    sys.argv = words
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complained):
+        try:
+            if function:
+                getattr(importlib.import_module(module), function)()
+            elif words[0].endswith(".py"):
+                runpy.run_path(words[0], run_name="__main__")
+            else:
+                runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+            code = None
+        except SystemExit as ended:
+            code = ended.code
+    heavy = {"torch", "torchvision", "transformers", "numpy", "matplotlib", "PIL", "pyarrow", "sklearn", "onnx"}
+    print(json.dumps([code, printed.getvalue(), complained.getvalue(), sorted(heavy & sys.modules.keys())]))
 """
+HELP = [  # command lines, and words that their help has to have
+    (["vit_train.py"], ["--dataset", "--method", "--number_of_memory_tokens", "--max_steps"]),
+    (["vit_validation.py"], ["--models-list", "--models_list", "--output"]),
+    (["vit_predict.py"], ["IMAGE", "--heads", "--attention"]),
+    (["learnable_memory"], ["demo", "figures"]),
+    (["learnable_memory", "figures"], ["--output"]),
+    (["learnable_memory", "demo"], []),
+    (["learnable_memory", "data"], ["NAME", "--check"]),
+    (["learnable_memory", "data", "suspects"], ["FILE", "--most", "--models_folder"]),
+    (["learnable_memory", "bases"], ["MODEL", "--image_size"]),
+    (["learnable_memory", "heads"], ["show", "merge", "split", "convert", "push", "fetch"]),
+    (["learnable_memory", "heads", "merge"], ["FILE", "--output", "--overwrite"]),
+    (["learnable_memory", "experiments"], ["run", "report", "cost"]),
+    (["learnable_memory", "experiments", "run"], ["CARD", "--only", "--smoke"]),
+    (["learnable_memory", "export"], ["--heads", "--format", "--tolerance", "--with_base"]),
+    *(([function], []) for function in SCRIPTS.values()),
+]
+WRONG_USE = [  # command lines, and what they say to it
+    (["vit_train.py", "--dataset", "Digits", "--epochs", "0"], "--epochs is 0, but it has to be 1 or more."),
+    (["vit_validation.py"], "the following arguments are required: -m/--models-list/--models_list"),
+    (["vit_predict.py", "a.png"], "the following arguments are required: --heads"),
+    (["learnable_memory", "dance"], "argument COMMAND: invalid choice: 'dance'"),
+    (["learnable_memory", "figures", "--output"], "argument --output: expected one argument"),
+    *(([function, "--no_such_option"], "") for function in SCRIPTS.values()),
+]
 
 
-@pytest.mark.parametrize(
-    ("command", "listed"),
-    [
-        (["vit_train.py", "--help"], ["--dataset", "--method", "--number_of_memory_tokens", "--max_steps"]),
-        (["vit_validation.py", "--help"], ["--models-list", "--models_list", "--output"]),
-        (["vit_predict.py", "--help"], ["IMAGE", "--heads", "--attention"]),
-        (["learnable_memory", "--help"], ["demo", "figures"]),
-        (["learnable_memory", "figures", "--help"], ["--output"]),
-        (["learnable_memory", "demo", "--help"], []),
-        (["learnable_memory", "data", "--help"], ["NAME", "--check"]),
-        (["learnable_memory", "data", "suspects", "--help"], ["FILE", "--most", "--models_folder"]),
-        (["learnable_memory", "bases", "--help"], ["MODEL", "--image_size"]),
-        (["learnable_memory", "heads", "--help"], ["show", "merge", "split", "convert", "push", "fetch"]),
-        (["learnable_memory", "heads", "merge", "--help"], ["FILE", "--output", "--overwrite"]),
-        (["learnable_memory", "experiments", "--help"], ["run", "report", "cost"]),
-        (["learnable_memory", "experiments", "run", "--help"], ["CARD", "--only", "--smoke"]),
-        (["learnable_memory", "export", "--help"], ["--heads", "--format", "--tolerance"]),
-    ],
-    ids=" ".join,
-)
-def test_help_loads_nothing_heavy(command, listed):
-    ran = subprocess.run([sys.executable, "-c", LOADED_BY, *command], cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def answers() -> dict[tuple[str, ...], tuple[int, str, str, list[str]]]:
+    """Exit code, output, errors and heavy modules loaded of every command line above."""
+    lines = [[*words, "--help"] for words, _ in HELP] + [words for words, _ in WRONG_USE]
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN_EACH], cwd=ROOT, input=json.dumps(lines), capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith("usage: ")
-    assert ran.stdout.splitlines()[-1] == "exit 0 loaded []"
-    assert [word for word in listed if word not in ran.stdout] == []
+    return {tuple(words): tuple(json.loads(line)) for words, line in zip(lines, ran.stdout.splitlines(), strict=True)}
 
 
-@pytest.mark.parametrize(
-    ("command", "error"),
-    [
-        (["vit_train.py", "--dataset", "Digits", "--epochs", "0"], "--epochs is 0, but it has to be 1 or more."),
-        (["vit_validation.py"], "the following arguments are required: -m/--models-list/--models_list"),
-        (["vit_predict.py", "a.png"], "the following arguments are required: --heads"),
-        (["-m", "learnable_memory", "dance"], "argument COMMAND: invalid choice: 'dance'"),
-        (["-m", "learnable_memory", "figures", "--output"], "argument --output: expected one argument"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_wrong_use_is_one_line_and_exit_code_2(command, error):
-    ran = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert error in ran.stderr
-    assert ran.stderr.count("\n") == 1 and "Traceback" not in ran.stderr
+def test_help_loads_nothing_heavy(answers):
+    for words, listed in HELP:
+        code, printed, complained, loaded = answers[(*words, "--help")]
+        assert (code, complained, loaded) == (0, "", []), words
+        assert printed.startswith("usage: "), words
+        assert [word for word in listed if word not in printed] == [], words
+
+
+def test_wrong_use_is_one_line_and_exit_code_2(answers):
+    for words, error in WRONG_USE:
+        code, printed, complained, loaded = answers[tuple(words)]
+        assert (code, printed, loaded) == (2, "", []), words
+        assert re.fullmatch(rf"[^\n]+: error: [^\n]*{re.escape(error)}[^\n]*\n", complained), complained
 
 
 def test_a_reader_that_stops_reading_is_no_error():
