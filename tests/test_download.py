@@ -76,7 +76,8 @@ def test_downloading_is_off(server: FileServer, tmp_path: Path) -> None:
     request = Request(tmp_path, download=False)
     remotes = [data(server), Remote(server.url("x.tar"), md5(b""), ("birds", "lists/birds.txt"), (".", "b.txt"))]
     assert failure(request, *remotes) == (
-        f"Things: no set/data.bin, birds, lists/birds.txt in {request.root}, and downloading is off; put the files there"
+        f"Things: no set/data.bin, birds, lists/birds.txt in {request.root}, and downloading is off; "
+        "put the files there"
     )
     (request.root / "birds").mkdir(parents=True)
     assert "Things: no set/data.bin, lists/birds.txt in " in failure(request, *remotes)

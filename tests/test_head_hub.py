@@ -456,7 +456,7 @@ def test_a_head_is_fetched_once(hub, digits):
 def test_a_file_with_another_checksum_does_not_stay(hub, digits):
     digits.sha256 = "0" * 64
     for _ in range(2):
-        with pytest.raises(OSError, match=f"{FILE} of me/digits came with the SHA-256 .*, expected 000.*: fetch it again"):
+        with pytest.raises(OSError, match=f"{FILE} of me/digits came with the SHA-256 .*, expected 0+: fetch it"):
             from_hub("me/digits")
     digits.sha256 = None
     assert from_hub("me/digits").read_bytes() == b"new"
