@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ def _save(
     axes.imshow(grid.movedim(0, 2).numpy())
     axes.set_axis_off()
 
-    def write(left: float, top: float, text: str, **how: object) -> None:
+    def write(left: float, top: float, text: str, **how: Any) -> None:
         # Without parse_math a dollar in a name would begin a formula.
         axes.text(left, top, text, va="top", parse_math=False, **{"color": FAINT, "fontsize": 8, **how})
 
