@@ -11,7 +11,7 @@ Card
               Beyer et al. 2022, section 3: teacher and student see the very same augmented image).
               Student: Muon for the matrices of the layers and AdamW for everything else, warm-up + cosine,
               TrivialAugment, random crop and flip, CutMix or MixUp, label smoothing.
-    Set-up    pip install '.[experiments]'
+    Set-up    pip install .
     Command   python experiments/pretrain_base_tiny.py --data DIR/datasets/cifar100 --output models/base-tiny
     Time      about two hours on two CPU cores
     Result    in `models/base-tiny/README.md`, written at the end of the run

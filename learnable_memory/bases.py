@@ -8,6 +8,7 @@ from typing import Any
 from learnable_memory import families
 from learnable_memory.families import PlainViT
 from learnable_memory.transforms import Preprocessing
+from learnable_memory.wording import in_one_line
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def find_base(name_or_path: str, cache_dir: Path | None = None, download: bool =
     try:
         return _download(name_or_path, cache_dir)
     except Exception as error:  # the hub's network library, and its errors, differ from version to version
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        reason = in_one_line(error)
         if not cached:
             raise _not_found(name_or_path, cache_dir, reason) from error
         logger.warning("%s is in the cache without %s, which could not be fetched (%s)", cached, PROCESSOR, reason)

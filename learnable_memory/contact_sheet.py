@@ -1,26 +1,35 @@
-"""A contact sheet: a few images of a data set, as they are stored and as a model gets them."""
+"""Contact sheets: images of a data set as they are stored and as a model gets them, and those with doubtful labels."""
 
 import os
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional as F
+from torchvision.utils import make_grid
 
+from learnable_memory import plots
 from learnable_memory.data import DataSet
 from learnable_memory.images import ImageSet
 from learnable_memory.loading import Views
-from learnable_memory.plots import INK
+from learnable_memory.out_of_fold import OutOfFold
+from learnable_memory.plots import DPI, FAINT, HEADS, INK
 from learnable_memory.rgb import to_rgb
-from learnable_memory.sheet import Sheet, end_of, thumbnail
 from learnable_memory.transforms import Preprocessing
 
 ROWS = 8
 EPOCHS = 4  # training views of each image
-CELL, GAP, LABELS, HEAD = 1.5, 0.1, 1.8, 0.95  # inches: an image, between two, left of them, above them
-LETTERS = 22  # in a line of a class name
-LONGEST_SIDE = 512  # pixels of a stored image as it is drawn
+SUSPECTS_IN_A_ROW = 8
+SIDE, GAP, LINE, HEAD = 240, 16, 26, 120  # pixels: an image, between two, a line below it, and above all of them
+WIDTH = 1200  # pixels that a title takes
+LETTERS = 24  # in a line
+TITLE_LETTERS = 80  # of a name in the title
+
+Caption = Sequence[tuple[str, str]]  # lines of text, each with its colour
 
 
 def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.PathLike) -> Path:
@@ -34,27 +43,51 @@ def contact_sheet(data: DataSet, preprocessing: Preprocessing, path: str | os.Pa
     Raises:
         ValueError: an image that is to be shown cannot be read.
     """
-    shown = some_images(data.train, ROWS)
     epochs = range(EPOCHS if data.views else 0)
-    headings = ["stored", "evaluation", *(f"training, epoch {epoch + 1}" for epoch in epochs)]
-    sheet = Sheet(LABELS + len(headings) * (CELL + GAP), HEAD + len(shown) * (CELL + GAP))
-    how = [preprocessing.words, f"training views: {data.views or 'as in evaluation'}"]
-    sheet.head(GAP, f"{end_of(data.name)}: {len(data.labels):,} classes", how)
-    top = sheet.height - HEAD
-    for column, heading in enumerate(headings):
-        sheet.write(LABELS + column * (CELL + GAP) + CELL / 2, top + 0.12, heading, ha="center", fontsize=9)
-    for row, index in enumerate(shown):
-        bottom = top - row * (CELL + GAP) - CELL
+    kinds = ["evaluation", *(f"training, epoch {epoch + 1}" for epoch in epochs)]
+    pictures: list[Image.Image] = []
+    captions: list[Caption] = []
+    for index in some_images(data.train, ROWS):
         stored = data.train.image(index)
         upright = to_rgb(stored)
-        lines = textwrap.wrap(data.labels[data.train.labels[index]], LETTERS, max_lines=4, placeholder=" …")
-        sheet.write(GAP, bottom + CELL / 2, "\n".join(lines), color=INK, fontsize=9, va="bottom")
-        size = f"{upright.width}x{upright.height}, {stored.mode}"
-        sheet.write(GAP, bottom + CELL / 2 - 0.05, size, fontsize=8, va="top")
-        pictures = [thumbnail(upright, LONGEST_SIDE), *views(data, preprocessing, index, epochs)]
-        for column, picture in enumerate(pictures):
-            sheet.show(LABELS + column * (CELL + GAP), bottom, CELL, picture)
-    return sheet.save(path)
+        pictures += [upright, *map(Image.fromarray, views(data, preprocessing, index, epochs))]
+        label = _start_of(data.labels[data.train.labels[index]])
+        captions += [[(label, INK), (f"stored: {upright.width}x{upright.height}, {stored.mode}", FAINT)]]
+        captions += [[(kind, FAINT)] for kind in kinds]
+    title = f"{end_of(data.name, TITLE_LETTERS)}: {len(data.labels):,} classes"
+    lines = [preprocessing.words, f"training views: {data.views or 'as in evaluation'}"]
+    return _save(pictures, captions, 1 + len(kinds), title, lines, path)
+
+
+def suspects_sheet(train: ImageSet, found: OutOfFold, places: Sequence[int], path: str | os.PathLike) -> Path:
+    """Draw images as they are stored, eight in a row; below each its label and the predicted class, both with their
+    out-of-fold probabilities.
+
+    Args:
+        train: the images that `found` is of, in its order.
+        places: which of them, in the order in which they are shown.
+        path: where the PNG goes.
+
+    Raises:
+        ValueError: an image that is to be shown cannot be read.
+    """
+    captions: list[Caption] = []
+    for number, place in enumerate(places, start=1):
+        label, predicted = found.label[place], found.predicted[place]
+        own = f"{found.probability[place]:.1%} {found.labels[label]}"
+        other = f"{found.confidence[place]:.1%} → {found.labels[predicted]}"
+        colour = FAINT if predicted == label else HEADS[0]
+        name = end_of(found.image[place], LETTERS - len(f"{number}: "))
+        captions.append([(f"{number}: {name}", FAINT), (_start_of(own), INK), (_start_of(other), colour)])
+    title = f"{end_of(found.dataset['name'], TITLE_LETTERS)}: {len(places):,} of {len(found):,} training images, the "
+    lines = [
+        f"each image was judged by the one of {found.folds} heads that has not learned from it; "
+        f"{np.mean(found.label == found.predicted):.1%} of all are recognised as their label",
+        "below each image: its label and that label's probability; → the predicted class and its own, coloured where "
+        "it is another class",
+    ]
+    pictures = [to_rgb(train.image(place)) for place in places]
+    return _save(pictures, captions, SUSPECTS_IN_A_ROW, f"{title}least likely labels first", lines, path)
 
 
 def some_images(image_set: ImageSet, most: int) -> list[int]:
@@ -83,3 +116,45 @@ def visible(pixel_values: torch.Tensor, preprocessing: Preprocessing) -> np.ndar
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     values = (pixel_values * std + mean) / preprocessing.rescale  # [3, H, W], 0..255
     return values.round().clamp(0, 255).to(torch.uint8).movedim(0, 2).numpy()
+
+
+def _save(
+    pictures: Sequence[Image.Image], captions: Sequence[Caption], columns: int, title: str, lines: Sequence[str],
+    path: str | os.PathLike,
+) -> Path:  # fmt: skip
+    """A grid of pictures with a caption below each, under a title and lines that explain it."""
+    # A box is the mean of the pixels in it where a photograph gets smaller, and a square pixel where it gets larger.
+    fitted = [ImageOps.pad(each, (SIDE, SIDE), Image.Resampling.BOX, color="white") for each in pictures]
+    fitted += [Image.new("RGB", (SIDE, SIDE), "white")] * (len(fitted) == 1)  # of a single one make_grid has no margin
+    below = LINE * max(map(len, captions))
+    tiles = F.pad(torch.stack([F.pil_to_tensor(each) for each in fitted]), [0, 0, 0, below], fill=255)
+    grid = make_grid([*tiles], nrow=columns, padding=GAP, pad_value=255)  # [3, height, width]
+    height, width = grid.shape[1:]
+    whole = max(width, WIDTH), height + HEAD
+    figure = Figure(figsize=(whole[0] / DPI, whole[1] / DPI))
+    axes = figure.add_axes((0, 0, width / whole[0], height / whole[1]))
+    axes.imshow(grid.movedim(0, 2).numpy())
+    axes.set_axis_off()
+
+    def write(left: float, top: float, text: str, **how: Any) -> None:
+        # Without parse_math a dollar in a name would begin a formula.
+        axes.text(left, top, text, va="top", parse_math=False, **{"color": FAINT, "fontsize": 8, **how})
+
+    write(GAP, GAP - HEAD, title, color=INK, fontsize=12, fontweight="bold")
+    for number, line in enumerate(lines):
+        write(GAP, 3.5 * GAP - HEAD + LINE * number, line)
+    for place, caption in enumerate(captions):
+        row, column = divmod(place, columns)
+        left, top = GAP + column * (SIDE + GAP), 1.25 * GAP + row * (SIDE + below + GAP) + SIDE
+        for number, (text, colour) in enumerate(caption):
+            write(left, top + LINE * number, text, color=colour)
+    return plots.save(figure, path)
+
+
+def _start_of(text: str) -> str:
+    return text if len(text) <= LETTERS else text[: LETTERS - 1] + "…"
+
+
+def end_of(name: str, most: int) -> str:
+    """A name of at most `most` letters, of a longer one the end: that is what tells paths apart."""
+    return name if len(name) <= most else "…" + name[1 - most :]

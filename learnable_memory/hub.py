@@ -229,6 +229,7 @@ def from_hub(
             and it is not in the cache.
         ValueError: several head files and none named, two revisions, or `repo_id` is no legal name.
         ConnectionError: the hub stops answering while the file is fetched.
+        OSError: what came is another file than the hub says.
     """
     folder = Path(repo_id).expanduser()
     if folder.is_dir():
@@ -244,20 +245,36 @@ def from_hub(
     cache = None if cache_dir is None else Path(cache_dir)
     if download:
         try:
-            files = _files_of(api.model_info(repo_id, revision=revision, timeout=NETWORK_TIMEOUT))
+            info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=NETWORK_TIMEOUT)
         except Exception as error:  # the hub's network library, and its errors, differ from version to version
             refusal = _refusal(error, repo_id)
             if refusal:
                 raise refusal from error
             silence = f"the hub does not answer ({_said(error)})"
         else:
-            name = _chosen(files, filename, repo_id)
+            name = _chosen(_files_of(info), filename, repo_id)
             with _one_line_errors(repo_id):
-                return Path(api.hf_hub_download(repo_id, name, revision=revision, cache_dir=cache))
+                path = Path(api.hf_hub_download(repo_id, name, revision=revision, cache_dir=cache))
+            _check_sum(path, name, info)
+            return path
     found = _cached(api, repo_id, filename, revision, cache, silence)
     if download:
         logger.warning("%s: %s; %s is taken from the cache.", repo_id, silence, found.name)
     return found
+
+
+def _check_sum(path: Path, name: str, info: "ModelInfo") -> None:
+    """Take a file out of the cache and raise OSError if it has another SHA-256 than the hub says, where it says one."""
+    from huggingface_hub.utils.sha import sha_fileobj
+
+    expected = next((file.lfs.sha256 for file in info.siblings or () if file.rfilename == name and file.lfs), None)
+    if expected is None:
+        return
+    with path.open("rb") as content:
+        found = sha_fileobj(content).hex()
+    if found != expected:
+        path.resolve().unlink()
+        raise OSError(f"{name} of {info.id} came with the SHA-256 {found}, expected {expected}: fetch it again.")
 
 
 def _cached(

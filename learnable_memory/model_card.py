@@ -1,4 +1,7 @@
-"""The card of a head on the HuggingFace hub: a README.md made from what the head's file says of itself."""
+"""The card of a head on the HuggingFace hub: a README.md made from what the head's file says of itself.
+
+The text is assets/model_card.md, which huggingface_hub fills in; here is what it is filled with.
+"""
 
 import hashlib
 import json
@@ -34,26 +37,7 @@ RECIPE = (
     "method", "regime", "optimizer", "lr", "momentum", "weight_decay", "label_smoothing", "ema", "rank_lr", "clip",
     "warmup_steps", "epochs", "max_steps", "batch_size", "views", "precision", "image_size", "seed", "data_seed",
 )  # fmt: skip
-
-METHOD = """\
-## Method
-
-The base stays frozen. In each layer the head's class token reads the base's tokens and memory that was learned for this
-task; low-rank weights, if it has any, are applied to its own tokens. The base's tokens see nothing of the head. So the
-base's own answers stay what they are, and heads that were trained apart can be loaded into one model, where each
-answers as it does alone.
-
-```bibtex
-@inproceedings{sandler2022learnable,
-  title     = {Fine-tuning Image Transformers using Learnable Memory},
-  author    = {Sandler, Mark and Zhmoginov, Andrey and Vladymyrov, Max and Jackson, Andrew},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year      = {2022}
-}
-```
-
-[arXiv 2203.15243](https://arxiv.org/abs/2203.15243)
-"""
+TEMPLATE = Path(__file__).parent / "assets" / "model_card.md"
 
 
 def model_card(
@@ -91,9 +75,22 @@ def model_card(
         pipeline_tag="image-classification",
         tags=TAGS,
     )
-    titles = ["The head"] if len(heads) == 1 else [_text(head["name"]) for head in heads]
-    sections = [_summary(heads), *map(_description, titles, heads), _usage(heads[-1], repo_id, filename), METHOD]
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(sections))
+    extended = {parent["name"] for head in heads for parent in head["extends"]}
+    last = heads[-1]
+    base_id = last["base"]["id"]
+    card = ModelCard.from_template(
+        data, str(TEMPLATE),
+        title=some([_text(head["name"]) for head in heads if head["name"] not in extended], 4),
+        numbers=sum(prod(shape) for head in heads for shape in expected_shapes(head).values()),
+        bases=" and ".join(sorted({_base_in_words(head) for head in heads})),
+        heads=[
+            {"title": _text(head["name"]) if len(heads) > 1 else "The head", "rows": _rows(head), **_labels(head)}
+            for head in heads
+        ],
+        last=last, filename=filename, repo_id=repo_id or "OWNER/REPOSITORY", in_quotes=json.dumps,
+        base=base_id if base_on_the_hub(base_id) or base_id == SHIPPED_BASE else "FOLDER/OF/THE/BASE",
+    )  # fmt: skip
+    card.text += "\n"
     card.text += f"\n{_signature(str(card), filename)}\n"
     return card
 
@@ -162,23 +159,9 @@ def _results(head: Mapping) -> list["EvalResult"]:
 
 
 # ------------------------------------------------------------------------------------------------------ for its readers
-def _summary(heads: Sequence[Mapping]) -> str:
-    """Title, and what this is and is not."""
-    names = [head["name"] for head in heads]
-    extended = {parent["name"] for head in heads for parent in head["extends"]}
-    title = some([_text(name) for name in names if name not in extended], 4)
-    what = "This is a **head**" if len(heads) == 1 else f"These are **{len(heads)} heads**"
-    which = " and ".join(sorted({_base_in_words(head) for head in heads}))
-    numbers = sum(prod(shape) for head in heads for shape in expected_shapes(head).values())
-    return (
-        f"# {title}\n\n{what}, not a whole model: {numbers:,} numbers with which a frozen Vision Transformer learns to "
-        f"answer more.\nTo be loaded into the base that they were trained on, and no other: {which}.\n"
-    )
-
-
-def _description(title: str, head: Mapping) -> str:
-    """One head as a table, and the names of its classes."""
-    rows = {
+def _rows(head: Mapping) -> dict[str, str]:
+    """The table of a head; what is empty has no row."""
+    return {
         "base": _base_in_words(head),
         "base fingerprint": _text(head["base"]["fingerprint"]),
         "layers, width": f"{head['num_layers']}, {head['hidden_size']}",
@@ -193,8 +176,6 @@ def _description(title: str, head: Mapping) -> str:
         "training": _pairs(head.get("training") or {}, RECIPE),
         "versions": _pairs(head.get("versions") or {}),
     }
-    table = [f"| {what} | {value} |" for what, value in rows.items() if value]
-    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *table, _labels(head)])
 
 
 def _base_in_words(head: Mapping) -> str:
@@ -265,57 +246,11 @@ def _accuracy(score: Mapping) -> str:
     return ", ".join([*shares, _images(score)])
 
 
-def _labels(head: Mapping) -> str:
-    labels = head.get("labels")
-    if not labels:
-        return "\nThe file has no names for its classes.\n"
+def _labels(head: Mapping) -> dict[str, Any]:
+    """The names of its first classes, numbered, and how many more there are."""
+    labels = head.get("labels") or []
     numbered = [f"{number}: {_text(label)}" for number, label in enumerate(labels[:MOST_LABELS])]
-    more = len(labels) - len(numbered)
-    rest = f"; and {more:,} more, which the file names" if more else ""
-    return f"\nClasses: {'; '.join(numbered)}{rest}.\n"
-
-
-def _usage(head: Mapping, repo_id: str | None, filename: str) -> str:
-    """Lines that run as they are if repository and base are on the hub."""
-    base_id, repo_id = head["base"]["id"], repo_id or "OWNER/REPOSITORY"
-    base = base_id if base_on_the_hub(base_id) or base_id == SHIPPED_BASE else "FOLDER/OF/THE/BASE"
-    pixels = (
-        'preprocessing = Preprocessing.from_dict(metadata["preprocessing"])\n'
-        "model.set_image_size((preprocessing.height, preprocessing.width))\n"
-    )
-    pixels = pixels if head.get("preprocessing") else ""
-    answer = "int(logits.argmax())"
-    named = "" if base == base_id else f" --base_model {base}"  # others cannot fetch it
-    return f"""\
-## Use
-
-With the library `{LIBRARY}`:
-
-```python
-from PIL import Image
-
-from learnable_memory import heads
-from learnable_memory.commands.model import open_base
-from learnable_memory.hub import from_hub
-from learnable_memory.transforms import Preprocessing
-
-path = from_hub({json.dumps(repo_id)}, filename={json.dumps(filename)})
-model, preprocessing = open_base({json.dumps(base)})
-model.load_heads(path)
-
-metadata = heads.read_all_metadata(path)[-1]  # of {head["name"]}
-{pixels}pixel_values = preprocessing.eval_transform()(Image.open("photo.jpg"))[None]  # [1, 3, height, width]
-logits = model(pixel_values)["{head["name"]}"].logits  # [1, {head["num_labels"]}]
-print({f'metadata["labels"][{answer}]' if head.get("labels") else answer})
-```
-
-From the command line:
-
-```sh
-python -m learnable_memory heads fetch {repo_id} --filename {filename}
-python vit_predict.py photo.jpg --heads models/{filename}{named}
-```
-"""
+    return {"labels": numbered, "more": len(labels) - len(numbered)}
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts

@@ -10,6 +10,11 @@ def some(items: Sequence[object], most: int) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
+def in_one_line(error: Exception) -> str:
+    """What kind of error it is, and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
 def printable(line: str) -> str:
     """Without line breaks and control sequences, which a name in somebody's file may hold; what is no text as \\xNN."""
     text = line.encode(errors="backslashreplace").decode()

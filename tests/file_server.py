@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 
@@ -24,10 +25,7 @@ class FileServer(ThreadingHTTPServer):
         files: path without the leading slash -> content.
         requests: (path, value of the Range header or None) of each request, in order.
         ranges: False: Range headers are ignored, as simple servers do.
-        lengths: False: the length of a file is not told.
         sends: the connection ends after so many bytes of an answer's body.
-        stalls: what ends so early stays open.
-        silent: requests are taken and never answered.
         before_answer: called before each answer.
     """
 
@@ -37,10 +35,9 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []
-        self.ranges, self.lengths, self.stalls, self.silent = True, True, False, False
+        self.ranges = True
         self.sends: int | None = None
         self.before_answer = lambda: None
-        self.closing = threading.Event()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -57,9 +54,6 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path, wanted = self.path.partition("?")[0].lstrip("/"), self.headers["Range"]
         self.server.requests.append((path, wanted))
-        if self.server.silent:
-            self.server.closing.wait()
-            return
         self.server.before_answer()
         content = self.server.files.get(path)
         if content is None:
@@ -73,12 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = content[start or 0 :]
         if start is not None:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if self.server.lengths:
-            self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: self.server.sends])
-        if self.server.stalls and self.server.sends is not None:
-            self.server.closing.wait()
 
     def log_message(self, *args: object) -> None:
         pass
@@ -86,14 +77,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """The server, in a thread of its own; downloads do not wait before a retry, and keep what comes in small pieces."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100)
+    huggingface_hub.close_session()  # of an earlier test: it would keep the proxies of then
     with FileServer() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
             yield server
         finally:
-            server.closing.set()
             server.shutdown()
             thread.join()
 

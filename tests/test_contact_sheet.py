@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from learnable_memory.contact_sheet import contact_sheet, some_images, views, visible
+from learnable_memory.contact_sheet import GAP, HEAD, LINE, SIDE, contact_sheet, some_images, views, visible
 from learnable_memory.data import DataSet
 from learnable_memory.images import ArrayImages, ImageFiles, ImageSet
 from learnable_memory.loading import make_loader
@@ -30,11 +30,24 @@ def in_memory(labels: Sequence[int], name: str = "noise", classes: Sequence[str]
 
 
 def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
+    return [text.get_text() for text in figure.axes[0].texts]
 
 
-def pictures(figure: Figure) -> list[np.ndarray]:
-    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+def tile(figure: Figure, row: int, column: int, lines: int) -> np.ndarray:
+    """What is shown in one place, under which captions take so many lines: uint8 [SIDE, SIDE, 3]."""
+    top, left = GAP + row * (SIDE + lines * LINE + GAP), GAP + column * (SIDE + GAP)
+    return np.asarray(figure.axes[0].images[0].get_array())[top : top + SIDE, left : left + SIDE]
+
+
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """A picture whose longer side divides SIDE, pixel by pixel, in the middle of a white square."""
+    times = SIDE // max(picture.shape)
+    picture = picture.repeat(times, 0).repeat(times, 1)
+    height, width, _ = picture.shape
+    top, left = (SIDE - height) // 2, (SIDE - width) // 2
+    square = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    square[top : top + height, left : left + width] = picture
+    return square
 
 
 @pytest.mark.parametrize(
@@ -88,64 +101,66 @@ def test_a_row_for_each_class_with_its_stored_image_and_its_views(tmp_path: Path
     (figure,) = drawn
     with Image.open(path) as image:
         assert image.format == "PNG"
-        # six columns and three rows of 1.5 inches and a tenth between, beside 1.8 and under 0.95 inches of text
-        assert image.size == pytest.approx(((1.8 + 6 * 1.6) * DPI, (0.95 + 3 * 1.6) * DPI), abs=1)
-    shown = pictures(figure)
-    assert len(shown) == 18
+        assert image.size == (GAP + 6 * (SIDE + GAP), HEAD + GAP + 3 * (SIDE + 2 * LINE + GAP))
     for row in range(3):
-        assert np.array_equal(shown[6 * row], np.asarray(data.train.image(row)))
-        for picture, view in zip(shown[6 * row + 1 : 6 * row + 6], views(data, PLAIN, row, range(4)), strict=True):
-            assert np.array_equal(picture, view)
-    head = ["noise: 3 classes", PLAIN.words, "training views: resized_crop_flip"]
-    columns = ["stored", "evaluation", *(f"training, epoch {epoch}" for epoch in (1, 2, 3, 4))]
-    rows = [text for name in ("ant", "bee", "cow") for text in (name, "30x20, RGB")]
-    assert texts(figure) == [*head, *columns, *rows]
+        shown = [np.asarray(data.train.image(row)), *views(data, PLAIN, row, range(4))]
+        for column, picture in enumerate(shown):
+            assert np.array_equal(tile(figure, row, column, lines=2), enlarged(picture))
+    columns = ["evaluation", *(f"training, epoch {epoch}" for epoch in (1, 2, 3, 4))]
+    rows = [text for name in ("ant", "bee", "cow") for text in (name, "stored: 30x20, RGB", *columns)]
+    assert texts(figure) == ["noise: 3 classes", PLAIN.words, "training views: resized_crop_flip", *rows]
 
 
 def test_at_most_eight_classes(tmp_path: Path, drawn: list[Figure]) -> None:
     contact_sheet(in_memory(range(15)), PLAIN, tmp_path / "sheet.png")
     (figure,) = drawn
-    assert texts(figure)[9::2] == [f"class {label}" for label in range(0, 15, 2)]
+    assert texts(figure)[3::7] == [f"class {label}" for label in range(0, 15, 2)]
 
 
 def test_data_that_is_not_augmented_has_two_columns(tmp_path: Path, drawn: list[Figure]) -> None:
     data = replace(in_memory([0, 1]), views=None)
     contact_sheet(data, PLAIN, tmp_path / "sheet.png")
     (figure,) = drawn
-    rows = ["class 0", "30x20, RGB", "class 1", "30x20, RGB"]
-    assert texts(figure)[2:] == ["training views: as in evaluation", "stored", "evaluation", *rows]
-    shown = pictures(figure)
-    assert len(shown) == 4
-    for row in range(2):
-        expected = visible(PLAIN.eval_transform()(data.train.image(row)), PLAIN)
-        assert np.array_equal(shown[2 * row + 1], expected)
+    rows = ["class 0", "stored: 30x20, RGB", "evaluation", "class 1", "stored: 30x20, RGB", "evaluation"]
+    assert texts(figure)[2:] == ["training views: as in evaluation", *rows]
+    expected = visible(PLAIN.eval_transform()(data.train.image(1)), PLAIN)
+    assert np.array_equal(tile(figure, 1, 1, lines=2), enlarged(expected))
+
+
+def check_layout(figure: Figure) -> None:
+    """No text overlaps another or leaves the page."""
+    figure.dpi = DPI  # as in the file
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number]), texts(figure)[number]
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
 
 
 def test_long_and_odd_names_fit(tmp_path: Path, drawn: list[Figure]) -> None:
-    """A dollar starts no formula; a long class name takes up to four lines, and of a long path the end is shown."""
-    classes = ["from $_{ to $", "Animalia_Chordata_Aves_Passeriformes_Troglodytidae", "word " * 40]
+    """A dollar starts no formula; of a long class name the beginning is shown, of a long path the end."""
+    classes = ["from $_{ to $", "Animalia_Chordata_Aves_Passeriformes_Troglodytidae", "wood pigeons, " * 4]
     contact_sheet(in_memory([0, 1, 2], "folder:/" + "long/" * 40 + "end", classes), PLAIN, tmp_path / "sheet.png")
     (figure,) = drawn
     title, *_ = texts(figure)
     assert title.startswith("…") and title.endswith("long/end: 3 classes") and len(title) == 80 + len(": 3 classes")
-    names = [name.split("\n") for name in texts(figure)[9::2]]
-    assert names[0] == [classes[0]]
-    assert "".join(names[1]) == classes[1]
-    assert len(names[2]) == 4 and names[2][-1].endswith(" …")
-    assert max(len(line) for name in names for line in name) <= 22
+    assert texts(figure)[3::7] == [classes[0], classes[1][:23] + "…", "wood pigeons, wood pige…"]
+    check_layout(figure)
 
 
-def test_stored_images_are_upright_and_not_drawn_larger_than_needed(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_stored_images_are_upright_and_photographs_are_averaged(tmp_path: Path, drawn: list[Figure]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("L", (2000, 10), 50).save(tmp_path / "turned.png", exif=exif)
-    data = in_memory([0])
+    pixels = np.zeros((SIDE, 4 * SIDE), np.uint8)
+    pixels[:, 1::2] = 100  # grey, seen from afar
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     images = ImageSet(ImageFiles(tmp_path, ["turned.png"]), np.array([0]))
-    data = DataSet("turned", ["one"], images, data.select, data.eval, "flip", "files", 0, 0)
+    data = DataSet("turned", ["one"], images, images, images, None, "files", 0, 0)
     contact_sheet(data, PLAIN, tmp_path / "sheet.png")
     (figure,) = drawn
-    assert texts(figure)[-1] == "10x2000, L"
-    assert pictures(figure)[0].shape == (512, 3, 3)  # 2.56 pixels wide, rounded
+    assert texts(figure)[4] == f"stored: {SIDE}x{4 * SIDE}, L"
+    shown = tile(figure, 0, 0, lines=2)
+    assert (shown[:, SIDE * 3 // 8 : SIDE * 5 // 8] == 50).all() and (shown[:, : SIDE * 3 // 8] == 255).all()
 
 
 def test_a_broken_image_is_named(tmp_path: Path) -> None:

@@ -453,6 +453,15 @@ def test_a_head_is_fetched_once(hub, digits):
     assert from_hub("me/digits").read_bytes() == b"newer"
 
 
+def test_a_file_with_another_checksum_does_not_stay(hub, digits):
+    digits.sha256 = "0" * 64
+    for _ in range(2):
+        with pytest.raises(OSError, match=f"{FILE} of me/digits came with the SHA-256 .*, expected 0+: fetch it"):
+            from_hub("me/digits")
+    digits.sha256 = None
+    assert from_hub("me/digits").read_bytes() == b"new"
+
+
 def test_revisions(hub, digits):
     assert from_hub("me/digits@v1").read_bytes() == b"old"
     assert from_hub("me/digits", revision="v1").read_bytes() == b"old"
@@ -563,7 +572,7 @@ def test_what_is_no_hub_at_all_counts_as_silence(digits, monkeypatch):
     """A wireless network that asks for its password first answers everything, with a page."""
     path, limits = from_hub("me/digits"), []
 
-    def a_page(self: object, name: str, revision: None, timeout: float) -> None:
+    def a_page(self: object, name: str, timeout: float, **options: object) -> None:
         limits.append(timeout)
         raise json.JSONDecodeError("Expecting value", "<html>", 0)
 

@@ -11,7 +11,6 @@ import torchvision
 
 from file_server import FileServer, md5, serving
 from learnable_memory.data import load_data_set
-from learnable_memory.sources import download
 from learnable_memory.sources.small import FASHION_SUBSET
 
 KINDS = {"MNIST": "shift", "FashionMNIST": "flip"}  # a mirrored digit is another one
@@ -139,8 +138,9 @@ def test_fashion_mnist_without_download_is_the_committed_subset(
 def test_fashion_mnist_without_network_is_the_committed_subset_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: pytest.fail("it was tried again"))
     with serving(monkeypatch) as server:
+        sleep = "huggingface_hub.file_download.time.sleep"
+        monkeypatch.setattr(sleep, lambda seconds: pytest.fail("it was tried again"))
         monkeypatch.setattr(torchvision.datasets.FashionMNIST, "mirrors", [server.url("")])
         check_committed_subset(tmp_path, True, caplog)
     assert "404" in caplog.text

@@ -353,6 +353,7 @@ def test_usage_names_what_there_is():
 HOSTILE = [
     "a | b", "a: b # c", "- x\n---\nlicense: mit\n---", "`code` *bold* _under_ [link](http://x)", "<script>x</script>",
     "\ud800half", "back\\slash\\|", "-->", "'\"{}&!%@", "\x00\x1b[31m\u2028\u202e",
+    "{{ 6 * 7 }}{% raw %}",
 ]  # fmt: skip
 
 

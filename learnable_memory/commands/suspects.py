@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from learnable_memory import out_of_fold
     from learnable_memory.commands.data import picture_path
     from learnable_memory.commands.model import start_logging
-    from learnable_memory.suspects_sheet import suspects_sheet
+    from learnable_memory.contact_sheet import suspects_sheet
     from learnable_memory.wording import printable
 
     start_logging()
