@@ -29,7 +29,7 @@ STANDARD_LIBRARY_ONLY = [
     "commands/__init__.py",
 ]
 # Where the name to install is not the name to import.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 
 
 def name_of(path: Path) -> str:
@@ -160,6 +160,7 @@ except SystemExit as ended:
         (["vit_train.py", "--help"], ["--dataset", "--method", "--number_of_memory_tokens", "--max_steps"]),
         (["vit_validation.py", "--help"], ["--models-list", "--models_list", "--output"]),
         (["vit_predict.py", "--help"], ["IMAGE", "--heads", "--attention"]),
+        (["experiments/run.py", "--help"], ["NAME", "--only"]),
         (["learnable_memory", "--help"], ["demo", "figures"]),
         (["learnable_memory", "figures", "--help"], ["--output"]),
         (["learnable_memory", "demo", "--help"], []),
@@ -168,8 +169,6 @@ except SystemExit as ended:
         (["learnable_memory", "bases", "--help"], ["MODEL", "--image_size"]),
         (["learnable_memory", "heads", "--help"], ["show", "merge", "split", "convert", "push", "fetch"]),
         (["learnable_memory", "heads", "merge", "--help"], ["FILE", "--output", "--overwrite"]),
-        (["learnable_memory", "experiments", "--help"], ["run", "report", "cost"]),
-        (["learnable_memory", "experiments", "run", "--help"], ["CARD", "--only", "--smoke"]),
         (["learnable_memory", "export", "--help"], ["--heads", "--format", "--tolerance"]),
     ],
     ids=" ".join,
