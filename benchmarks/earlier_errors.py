@@ -22,6 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,8 +33,6 @@ from learnable_memory.commands.model import load_base
 from learnable_memory.config import TrainOptions
 from learnable_memory.data import SELECT_FRACTION, load_data_set
 from learnable_memory.evaluate import evaluate
-from learnable_memory.experiments.significance import Spread
-from learnable_memory.experiments.tables import percent, text_table
 from learnable_memory.images import ImageSet, split_off
 from learnable_memory.loading import EpochBatches
 from learnable_memory.optim import Recipe
@@ -146,17 +145,15 @@ def measure(directory: Path) -> dict[str, dict[str, list[float]]]:
 
 def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """As Markdown: top-1 in percent without an error, and by how many points each error changes it."""
-    lines = []
+    lines = [["", *found], ["---", *["---:"] * len(found)]]
     for words, what, without in ROWS:
         lines.append([words])
         for scores in found.values():
-            if without is None:
-                spread = Spread.of(scores[what])
-                lines[-1].append(percent(spread.mean, spread.deviation))
-            else:
-                spread = Spread.of([wrong - right for wrong, right in zip(scores[what], scores[without], strict=True)])
-                lines[-1].append(("+" if spread.mean >= 0 else "") + percent(spread.mean, spread.deviation))
-    return text_table(["", *found], lines)
+            top1, sign = scores[what], ""
+            if without is not None:
+                top1, sign = [wrong - right for wrong, right in zip(top1, scores[without], strict=True)], "+"
+            lines[-1].append(f"{100 * fmean(top1):{sign}.2f} ± {100 * stdev(top1):.2f}")
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:

@@ -21,10 +21,6 @@ COMMANDS = {
         "learnable_memory.commands.demo",
         "train two heads on the base that ships, put them together, evaluate, draw",
     ),
-    "experiments": (
-        "learnable_memory.commands.experiments",
-        "comparisons that write their own tables: run, report and cost of a card",
-    ),
     "export": ("learnable_memory.commands.export", "one graph with many heads: ONNX, or torch.export"),
     "figures": ("learnable_memory.commands.figures", "draw the pictures of the README"),
     "heads": ("learnable_memory.commands.heads", "show, merge, split, convert, push and fetch head files"),

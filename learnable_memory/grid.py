@@ -88,7 +88,7 @@ class Outcome:
             by the head that has not learned from it.
         folds: with `--folds` the same of each fold.
         eval: the same on `eval`.
-        eval_right: for each image of `eval` whether the first answer was right, as `experiments.results.pack_right`;
+        eval_right: for each image of `eval` whether the first answer was right, as `bits.pack_bits`;
             None if unknown.
         steps: of the pass.
         train_seconds: of the pass, without its evaluations on `select`.

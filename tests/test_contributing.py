@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = {path: content for path, _, content in re.findall(r"^`([^`\n]+)`:\n\n```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)}
 PATCHES = re.findall(r"^```diff\n(.*?)^```$", TEXT, re.M | re.S)
-COPIED = ("learnable_memory", "models/base-tiny", "pyproject.toml", "tests/tiny.py", "tests/families_reference.py")
+COPIED = (
+    "experiments", "learnable_memory", "models/base-tiny", "pyproject.toml", "tests/tiny.py",
+    "tests/families_reference.py",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def run(folder: Path, *command: str, told: str | None = None) -> subprocess.Comp
 
 def test_every_kind_of_addition_has_an_example_and_a_test():
     headings = re.findall(r"^## (An? .*)$", TEXT, re.M)
-    assert headings == ["A data set", "A base family", "A method", "An experiment card"]
+    assert headings == ["A data set", "A base family", "A method", "An experiment"]
     assert sum(name.startswith("tests/") for name in FILES) == len(headings)
 
 

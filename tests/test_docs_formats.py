@@ -1,6 +1,5 @@
 """The page of file formats: what fresh files hold is on it, and what is on it is in them."""
 
-import ast
 import json
 import re
 import zipfile
@@ -15,7 +14,6 @@ import vit_train
 from learnable_memory import out_of_fold, tuned_files
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.config import TrainOptions
-from learnable_memory.experiments.results import KEYS
 from learnable_memory.export import export
 from learnable_memory.fit_spec import FitSpec
 from learnable_memory.method_spec import MethodSpec
@@ -192,26 +190,11 @@ def test_a_cache_folder(run):
 
 # ------------------------------------------------------------------------------------------------------------- results
 def test_results_of_runs():
-    (of_run, _), (_, cell) = tables("Results of experiments"), tables("Grid")
+    (of_run,), (_, cell) = tables("Results of experiments"), tables("Grid")
     rows = (ROOT / "experiments" / "here_and_now" / "results.jsonl").read_text(encoding="utf-8").splitlines()
     written = set().union(*map(json.loads, rows))
     documented = {*of_run, *cell}
     assert documented - SINCE_THE_RESULTS <= written <= documented and documented >= SINCE_THE_RESULTS
-    assert {"kind", *KEYS["run"]} <= written
-
-
-def test_results_of_heads_together():
-    _, keys = tables("Results of experiments")
-    source = ROOT / "learnable_memory" / "commands" / "experiment_together.py"
-    functions = {node.name: node for node in ast.parse(source.read_text("utf-8")).body if hasattr(node, "name")}
-    literals = [
-        {key.value for key in node.keys}
-        for name in ("run_together", "_evaluated")
-        for node in ast.walk(functions[name])
-        if isinstance(node, ast.Dict) and None not in node.keys and len(node.keys) > 2
-    ]
-    assert len(literals) == 2
-    assert set().union(*literals) == set(keys) >= {"kind", *KEYS["together"]}
 
 
 # --------------------------------------------------------------------------------------------------------- other files

@@ -8,12 +8,12 @@ import torch
 
 import vit_train
 from learnable_memory import heads, tuned_files
+from learnable_memory.bits import unpack_bits
 from learnable_memory.commands import model as model_module
 from learnable_memory.commands import passes as passes_module
 from learnable_memory.commands import run_command
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions
-from learnable_memory.experiments.results import unpack_right
 from learnable_memory.grid import Cell
 from learnable_memory.method_spec import MethodSpec
 from test_commands import QUICK, base, brightness, colours, save_base, train, validate  # noqa: F401 (fixtures)
@@ -78,7 +78,7 @@ def test_a_grid_of_all_methods_is_one_pass_of_heads_and_one_of_each_other(tmp_pa
             assert tuned_files.load(path).name == name and row["heads_in_pass"] == 1
         else:
             assert heads.load(path).metadata["name"] == name and row["heads_in_pass"] == 6
-        right = unpack_right(row["eval_right"], row["eval"]["images"])
+        right = unpack_bits(row["eval_right"], row["eval"]["images"])
         assert right.mean() == row["eval"]["top1"]
         assert row["steps"] == 2 * 6 and row["train_seconds"] > 0 and row["peak_memory_bytes"] > 0
     assert not list((tmp_path / "colours_run").glob("*.safetensors"))

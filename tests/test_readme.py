@@ -1,7 +1,6 @@
 """README and guides say what is true: commands have their options, those that need nothing run, tables are results."""
 
 import importlib
-import json
 import os
 import pkgutil
 import re
@@ -20,9 +19,6 @@ import vit_validation
 from learnable_memory import commands as learnable_memory_commands
 from learnable_memory import options
 from learnable_memory.__main__ import main as learnable_memory
-from learnable_memory.experiments.card import card_names
-from learnable_memory.experiments.results import Results
-from test_committed_results import tables_of
 from vit import MemoryCapableViT
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,16 +132,6 @@ def test_the_readmes_commands_run_one_after_the_other(workplace):
     assert (models / "both_model.safetensors").is_file()
 
 
-def test_the_readmes_results_are_the_reports():
-    """Its rows are the methods' rows of the report's first table; what the paper found stands in further columns."""
-    report = tables_of((ROOT / "experiments" / "here_and_now" / "report.md").read_text(encoding="utf-8"))[0]
-    shown = [table for table in tables_of((ROOT / "README.md").read_text(encoding="utf-8")) if "| full |" in table]
-    cells = lambda line: [cell.strip() for cell in line.strip("|").split("|")]  # noqa: E731
-    expected = [cells(line)[:4] for line in report.splitlines() if " - " not in line]
-    assert len(shown) == 1 and len(expected) == 15
-    assert [cells(line)[:4] for line in shown[0].splitlines()][2:] == expected[2:]
-
-
 PYTHON = [ROOT / "README.md", ROOT / "docs" / "guide" / "python.md"]
 
 
@@ -164,53 +150,3 @@ def test_the_first_python_block_runs(page, tmp_path, monkeypatch):
     known = {"pixel_values": pixel_values, "targets": targets, "another_model": another}
     exec(block, known)
     assert {"Flowers", "Digits"} <= set(known["model"].head_names)
-
-
-def rows_of(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-
-
-# Cases of benchmarks/training_speed.json, in the order of the table in docs/guide/speed.md.
-OF_THE_TABLE = (
-    "forward only", "train 1 head", "train 4 heads", "train 20 heads", "train 1 head, bfloat16",
-    "train 20 heads, bfloat16", "cache keys float32, 1 head", "cache keys float32, 4 heads",
-    "cache keys float32, 20 heads", "cache keys bfloat16, 1 head", "cache tokens float32, 1 head", "naive, 1 head",
-)  # fmt: skip
-
-
-def test_speeds_are_those_of_the_benchmarks():
-    training, serving = tables_of((ROOT / "docs" / "guide" / "speed.md").read_text(encoding="utf-8"))
-    measured = json.loads((ROOT / "benchmarks" / "many_heads_b32.json").read_text(encoding="utf-8"))["heads"]
-    others = json.loads((ROOT / "benchmarks" / "many_heads_b16.json").read_text(encoding="utf-8"))["heads"]
-    for count, *cells in rows_of(serving):
-        found = [float(cell.removesuffix(" x")) for cell in cells]
-        for (to_base, to_separate), row in zip((found[:2], found[2:]), (measured[count], others[count]), strict=True):
-            assert to_base == pytest.approx(row["one model / plain base"], abs=0.006)
-            assert to_separate == pytest.approx(row["one model / separate models"], rel=0.04)
-    cases = json.loads((ROOT / "benchmarks" / "training_speed.json").read_text(encoding="utf-8"))["cases"]
-    for (_, *cells), case in zip(rows_of(training), OF_THE_TABLE, strict=True):
-        keys = ("images_per_second", "x forward only", "x naive, 1 head")
-        for cell, value in zip(cells, (cases[case][key] for key in keys), strict=True):
-            # As written: as many digits as the table shows.
-            number = cell.partition(",")[0]
-            digits = len(number.partition(".")[2])
-            assert number == f"{value:.{digits}f}", case
-
-
-def test_the_list_of_experiments_is_whole_and_says_which_ran():
-    (table,) = tables_of((ROOT / "docs" / "guide" / "experiments.md").read_text(encoding="utf-8"))
-    ran = {name.strip("`"): state == "yes" for name, _, state in rows_of(table)}
-    assert ran == {name: (ROOT / "experiments" / name / "results.jsonl").is_file() for name in card_names()}
-
-
-def test_how_many_numbers_full_fine_tuning_learns():
-    rows = Results(ROOT / "experiments" / "here_and_now" / "results.jsonl").rows()
-    sizes: dict[tuple[str, bool], set[int]] = {}
-    for row in rows:
-        if row["method"] == "full" or row["combinable"]:
-            sizes.setdefault((row["labels"]["data"], row["method"] == "full"), set()).add(row["parameters"])
-    data = {name for name, _ in sizes}
-    ratios = [max(sizes[name, True]) / size for name in data for size in sizes[name, False]]
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "learns 100 to 2,100 times as many numbers" in text
-    assert 100 <= min(ratios) < 110 and 2000 < max(ratios) <= 2100

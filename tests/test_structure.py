@@ -37,7 +37,7 @@ STANDARD_LIBRARY_ONLY = [
 ]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 # Where the name to install is not the name to import.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}
 
 
 def name_of(path: Path) -> str:
@@ -197,8 +197,6 @@ HELP = [  # command lines, and words that their help has to have
     (["learnable_memory", "bases"], ["MODEL", "--image_size"]),
     (["learnable_memory", "heads"], ["show", "merge", "split", "convert", "push", "fetch"]),
     (["learnable_memory", "heads", "merge"], ["FILE", "--output", "--overwrite"]),
-    (["learnable_memory", "experiments"], ["run", "report", "cost"]),
-    (["learnable_memory", "experiments", "run"], ["CARD", "--only", "--smoke"]),
     (["learnable_memory", "export"], ["--heads", "--format", "--tolerance", "--with_base"]),
     *(([function], []) for function in SCRIPTS.values()),
 ]

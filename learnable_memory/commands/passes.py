@@ -13,6 +13,7 @@ import torch
 
 from learnable_memory import grid, heads, out_of_fold, tuned_files
 from learnable_memory.best_epoch import Best
+from learnable_memory.bits import pack_bits
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.commands.cross_validation import CrossValidated, CrossValidation
 from learnable_memory.commands.inputs import TrainingInputs, evaluation_loader
@@ -20,7 +21,6 @@ from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions, to_dict
 from learnable_memory.data import DataSet
 from learnable_memory.evaluate import Answers, Score, evaluate, is_shared
-from learnable_memory.experiments.results import pack_right
 from learnable_memory.grid import OF_A_CELL, Cell, Outcome
 from learnable_memory.headlog import HeadLog
 from learnable_memory.meter import peak_memory, reset_peak_memory
@@ -101,7 +101,7 @@ class Pass:
                 epoch=best[name].epoch + 1 if best[name].tensors else None, diverged_at=diverged[name],
                 select=_as_dict(validated[name].score if name in validated else best[name].score),
                 eval=_as_dict(scores.get(name)),
-                eval_right=pack_right(answers[name].right.numpy()) if name in answers else None,
+                eval_right=pack_bits(answers[name].right.numpy()) if name in answers else None,
                 folds=[asdict(each) for each in validated[name].folds] if name in validated else None,
                 steps=best[name].steps, train_seconds=preparing + best[name].seconds, eval_seconds=evaluating,
                 heads_in_pass=len(best), peak_memory_bytes=memory,
