@@ -15,9 +15,7 @@ projections, which are applied to its class token alone.
 
 N = P + S, S being the base's own special tokens: 1 for ViT, its class token; 0 for SigLIP; 5 for DINOv3 with four
 registers. r is the rank of a low-rank update, F what the base's own classifier reads (D, or 2 D of DINOv2).
-
-What this file is composed of is in learnable_memory/model/: where the families keep what heads need, how the base's
-keys and values get here, loading and saving, heads by name, cached base tokens, the copy to serve.
+What this file is composed of is in learnable_memory/model/.
 """
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -26,13 +24,12 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTAttention, eager_attention_forward
 
 from learnable_memory.heads import HeadSpec, ranks_of
-from learnable_memory.model.base import Base, BaseRun
+from learnable_memory.model.base import Base, BaseRun, answer
 from learnable_memory.model.base_tokens import BaseTokens, Seen
 from learnable_memory.model.classifier import OneHead
 from learnable_memory.model.families import LayerParts, scaled
@@ -108,8 +105,7 @@ class SelfAttentionWithMemory(ViTAttention):
         joint.config = getattr(attention.config, "config", attention.config)
         joint.head_dim, joint.is_causal = attention.head_dim, False
         joint.scaling = getattr(attention, "scaling", None) or attention.scale
-        for name in ("q_proj", "k_proj", "v_proj"):
-            setattr(joint, name, getattr(attention, name))
+        joint.q_proj, joint.k_proj, joint.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
         joint.o_proj = attention.o_proj if hasattr(attention, "o_proj") else attention.out_proj
         return joint
 
@@ -137,7 +133,8 @@ class SelfAttentionWithMemory(ViTAttention):
         key, value = (self._split(projection(keys_from)) for projection in (self.k_proj, self.v_proj))
         mask = None if attention_mask is None else attention_mask.to(query).unsqueeze(-3)  # [.., 1, N, N + M]
         if not need_weights:
-            context, _ = self._backend()(self, query, key, value, mask, scaling=self.scaling)  # [B, N, H, d]
+            backend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+            context, _ = backend(self, query, key, value, mask, scaling=self.scaling)  # [B, N, H, d]
             return self.o_proj(context.flatten(2)), None
         scores = query @ key.transpose(-1, -2) * self.scaling  # [B, H, N, N + M]
         if mask is not None:
@@ -149,12 +146,10 @@ class SelfAttentionWithMemory(ViTAttention):
         """[..., N, D] -> [..., H, N, d]"""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
 
-    def _backend(self) -> Callable:
-        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-
 
 def attend(
-    scaling: float, query: Tensor, base: Seen, own: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor], graph: TaskGraph,
+    scaling: float, query: Tensor, base: Seen, own: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor],
+    graph: TaskGraph,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention of the class tokens over the base's tokens, themselves, what they inherit, and their memory.
 
@@ -216,35 +211,15 @@ class Head(StoredHead):
             {name: LowRank(layers, rank, *sizes[name]) for name, rank in spec.low_rank.items()}
         )
 
-    @torch.no_grad()
-    def initialise(self, base_class_token: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-        """Memory N(0, std^2), as in the paper; classifier N(0, std^2), bias 0, class token a copy of the base's.
-
-        Of low-rank updates the first factor is N(0, 1/D) and the second 0: the head begins as one without them.
-        """
-        if self.class_token is not None:
-            self.class_token.copy_(base_class_token.view(-1))
-        for parameter in (*self.memory, self.classifier.weight):
-            # Drawn on the CPU, so that a seed means the same head on every device.
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
-        self.classifier.bias.zero_()
-        for update in self.low_rank.values():  # last, so that all else is drawn as without them
-            spread = base_class_token.numel() ** -0.5
-            update.down.copy_(torch.empty(update.down.shape).normal_(0.0, spread, generator=generator))
-            update.up.zero_()
-
 
 # ========================================================================================================= one layer
 Update = Callable[[str, Tensor, Tensor], Tensor]  # (projection, its inputs, its outputs) -> outputs with the update
 
 
 def run_layer(
-    parts: LayerParts,
-    tokens: Tensor,
-    attention: Callable[[Tensor, Tensor, Tensor], Tensor],
-    updates: TaskUpdates,
+    parts: LayerParts, tokens: Tensor, attention: Callable[[Tensor, Tensor, Tensor], Tensor], updates: TaskUpdates,
     index: int,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """One pre-norm layer of any family for the class tokens, [B, T, D] -> the same.
 
     Args:
@@ -324,6 +299,7 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
     """
 
     heads: MutableMapping[str, Head]
+    head_class, stream_class = Head, TaskStream
     _keep_in_fp32_modules_strict = ["heads"]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -334,11 +310,6 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
         self._restore(record)
         self.requires_grad_(False)
         self.train()
-
-    def _without_heads(self) -> None:
-        self._fingerprint, self.base_id = None, None
-        self.heads = nn.ModuleDict()  # type: ignore[assignment]  # its values are untyped
-        self._heads_changed()
 
     def add_head(
         self, name: str, num_labels: int, memory_tokens: int = 1, extends: Sequence[str] = (), memory_norm: bool = True,
@@ -383,14 +354,6 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
             self.heads[ancestor].requires_grad_(False)
         return list(head.parameters())
 
-    def _make_head(self, spec: HeadSpec, std: float, generator: torch.Generator | None) -> Head:
-        start = self.anatomy.start(self.encoder_module)
-        head = Head(spec, *self._size(), self.readout_width)
-        head = head.to(start.device, torch.promote_types(start.dtype, torch.float32))
-        if start.device.type != "meta":
-            head.initialise(start, std, generator)
-        return head
-
     # ------------------------------------------------------------------------------------------------------- forward
     def forward(
         self, pixel_values: Tensor | BaseTokens, heads: Sequence[str] | None = None, with_base: bool = True,
@@ -407,12 +370,11 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
                 base stream ends at the last layer's keys and values.
             labels: head -> targets, int64 [B]; fills `loss`, the mean cross entropy.
             interpolate_pos_encoding: take images of any size, not only of `image_size`.
-            output_hidden_states: `"base"`: [B, N, D] after the embeddings and each layer, as the stock class gives them.
-                A head: its class token [B, 1, D] likewise. From `BaseTokens`, the base has neither these nor attentions.
-                None: as the config says.
+            output_hidden_states: `"base"`: [B, N, D] after the embeddings and each layer, as the stock class. A head:
+                its class token [B, 1, D] likewise. `BaseTokens` have no states of the base, and no attentions of it.
             output_attentions: per layer, the row of the class token. `"base"`: [B, H, 1, N], if it has one. A head:
                 [B, H, 1, all]: the N base tokens in their order, the class tokens of its ancestors and its own, the
-                memory of its ancestors and its own. None: as the config says.
+                memory of its ancestors and its own. Both: None is what the config says.
 
         Returns:
             Mapping head name -> ImageClassifierOutput, `"base"` first; `logits` are [B, C], float32 for heads.
@@ -429,9 +391,8 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
         needs_base = with_base or not names or any(not self.heads[name].spec.class_token for name in names)
 
         images = pixel_values.output if isinstance(pixel_values, BaseTokens) else pixel_values
-        stream = TaskStream(
-            self, tasks, images.shape[0], want_states, want_rows
-        )  # len() would be a constant in exports
+        batch = images.shape[0]  # len() would be a constant in exports
+        stream = TaskStream(self, tasks, batch, want_states, want_rows)
         layers = list(self.layer_parts())
         if isinstance(pixel_values, BaseTokens):
             run = BaseRun(None, pixel_values.output.to(self.dtype), [])
@@ -439,14 +400,13 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
                 stream.layer(index, layers[index], seen)
         else:
             run = self.run_base(
-                pixel_values, lambda index, seen: stream.layer(index, layers[index], seen),
-                interpolate=interpolate_pos_encoding, stop_early=not needs_base, want_states=want_states,
-                want_rows=want_rows,
+                pixel_values, lambda index, seen: stream.layer(index, layers[index], seen), want_states=want_states,
+                interpolate=interpolate_pos_encoding, stop_early=not needs_base, want_rows=want_rows,
             )  # fmt: skip
         base_states = getattr(run.outputs, "hidden_states", None) or ()
         answers = {}
         if with_base:
-            answers["base"] = _answer(self._base_logits(run), labels.get("base"), base_states, run.rows)
+            answers["base"] = answer(self._base_logits(run), labels.get("base"), base_states, run.rows)
         outputs = self.anatomy.final_norm(self.encoder_module)(stream.tokens)  # [B, T, D]
         for name in names:
             if name in tasks:
@@ -455,33 +415,13 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
                 rows = [self.graph_of(tasks).visible(weights, i) for weights in stream.rows]
             else:
                 read, states, rows = run.readout, [state[:, :1] for state in base_states], run.rows
-            answers[name] = _answer(self._classify(name, read), labels.get(name), states, rows)
+            answers[name] = answer(self._classify(name, read), labels.get(name), states, rows)
         return answers
-
-    @staticmethod
-    def _check_labels(labels: Mapping[str, Tensor], answering: Sequence[str]) -> Mapping[str, Tensor]:
-        if not isinstance(labels, Mapping):
-            raise TypeError(f"labels takes a mapping such as {{'CIFAR100': targets}}, got {type(labels).__name__}.")
-        silent = [name for name in labels if name not in answering]
-        if silent:
-            raise ValueError(f"There are labels for {', '.join(silent)}, which do not answer in this pass.")
-        return labels
 
     def _classify(self, name: str, features: Tensor) -> Tensor:
         """[B, D] -> float32 logits [B, C], also under autocast; float64 of a base in float64"""
         with torch.autocast(features.device.type, enabled=False):
             return self.heads[name].classifier(features.to(torch.promote_types(features.dtype, torch.float32)))
-
-    def _layer_alone(self, index: int, parts: LayerParts, tokens: Tensor, base: Seen) -> Tensor:
-        """One layer for a class token [B, 1, D] without memory."""
-        nothing, graph = TaskUpdates([], 1), TaskGraph([HeadSpec("alone", 1, 0)], tokens.device)
-        empty = parts.split(tokens.new_zeros(1, tokens.shape[-1]))
-        memory = empty, empty
-
-        def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return attend(parts.scaling, query, base, (key, value), memory, graph)[0]
-
-        return run_layer(parts, tokens, attention, nothing, index)
 
     def joint_attention(self) -> nn.ModuleList:
         """All layers' attention in joint form, sharing the base's weights: L of SelfAttentionWithMemory."""
@@ -494,14 +434,6 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
         head was loaded). Raises KeyError for an unknown head.
         """
         return HeadClassifier.of(self, name)
-
-
-def _answer(
-    logits: Tensor, targets: Tensor | None, states: Sequence[Tensor], rows: Sequence[Tensor]
-) -> ImageClassifierOutput:
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    loss = None if targets is None else F.cross_entropy(precise, targets)
-    return ImageClassifierOutput(loss, logits, tuple(states) or None, tuple(rows) or None)
 
 
 class HeadClassifier(OneHead):

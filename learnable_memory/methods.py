@@ -107,8 +107,8 @@ class WeightTuning(nn.Module):
         super().__init__()
         if spec.method != "lora" and base.dtype != like(base)["dtype"]:
             raise ValueError(
-                f"{spec.method} learns the base's own weights, and they are {base.dtype}: open the base in float32, and "
-                "give autocast."
+                f"{spec.method} learns the base's own weights, and they are {base.dtype}: open the base in float32, "
+                "and give autocast."
             )
         learned = {"full": lambda name: True, "bias": lambda name: name.endswith("bias"), "lora": lambda name: False}
         self.base = base.copy_of_base(lambda name: learned[spec.method](name) and not base.anatomy.unread(name))

@@ -52,7 +52,9 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
     base = cost.base(*shape, patch_values, rows * columns)
     classes = f"{model.config.num_labels:,} classes" if model.has_base_classifier else "none, so no answers of its own"
     has_class_token = model.anatomy.has_class_token(model.encoder_module)
-    special = f"the class token, {model.anatomy.special - 1} further special tokens" if has_class_token else "no class token"
+    special = (
+        f"the class token, {model.anatomy.special - 1} further special tokens" if has_class_token else "no class token"
+    )
     lines = {
         "base": str(model.base_id),
         "class": type(model).__name__,

@@ -113,7 +113,7 @@ def hand_on(
 
 
 def first_row(attention_mask: Any, dtype: torch.dtype) -> Tensor | None:
-    """What a mask adds to the scores of the first token, [.., 1, N]; transformers has masks of numbers and of truths."""
+    """What a mask adds to the scores of the first token, [.., 1, N]; masks are of numbers or of truths."""
     if not torch.is_tensor(attention_mask):  # None, or the block mask of flex attention: there is nothing to hide
         return None
     row = attention_mask[..., :1, :]
@@ -132,9 +132,8 @@ def listen_to(attention: nn.Module) -> None:
 def _eager_of(kind: type) -> Callable | None:
     """The eager attention of a family, which stands beside its class; a user's class inherits it."""
     modules = (sys.modules.get(ancestor.__module__) for ancestor in kind.__mro__)
-    return next(
-        (module.eager_attention_forward for module in modules if hasattr(module, "eager_attention_forward")), None
-    )
+    found = (getattr(module, "eager_attention_forward", None) for module in modules)
+    return next(filter(None, found), None)
 
 
 def keep_outputs(encoder: nn.Module, args: Any, outputs: Any) -> None:

@@ -1,7 +1,7 @@
 """What heads need of the base for a batch of images: kept, it stands in the place of their pixels.
 
     tokens = model.base_tokens(pixel_values)
-    model(tokens, with_base=False)                     # as model(pixel_values, with_base=False), without the base stream
+    model(tokens, with_base=False)                        # as of the pixels, without the base stream
 
 B images, N base tokens, D width, H attention heads, d = D / H, L layers, T class tokens, F what the base's own
 classifier reads.
@@ -53,7 +53,7 @@ class NormedTokens(NamedTuple):
         heads = (-1, self.parts.attention.head_dim)
         weight: Tensor = projection.weight  # type: ignore[assignment]
         bias = weight.new_zeros(len(weight)) if projection.bias is None else projection.bias
-        return weight.unflatten(0, heads), bias.unflatten(0, heads)[:, None]  # type: ignore[operator, arg-type]
+        return weight.unflatten(0, heads), bias.unflatten(0, heads)[:, None]  # type: ignore[operator]
 
     def scores(self, query: Tensor) -> Tensor:
         """[B, H, T, d] -> [B, H, T, N]"""
@@ -101,4 +101,4 @@ class BaseTokens:
         """What class tokens ask, layer by layer, in the base's dtype."""
         for kept, layer, bias in zip(self.layers, parts, biases, strict=True):
             kept = kept.to(dtype)
-            yield NormedTokens(kept, layer, bias) if kept.ndim == 3 else KeysAndValues(*kept, bias)
+            yield NormedTokens(kept, layer, bias) if kept.ndim == 3 else KeysAndValues(kept[0], kept[1], bias)

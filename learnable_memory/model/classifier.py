@@ -1,7 +1,6 @@
 """One head as a HuggingFace classifier, for `transformers.pipeline`, `Trainer` and the like."""
 
 import copy
-import functools
 import os
 from typing import Any
 
@@ -9,8 +8,11 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
+from learnable_memory.model.loading import CLASSES
+from learnable_memory.model.mixin import Stock
 
-class OneHead:
+
+class OneHead(Stock):
     """A mixin over a model with heads; see `vit.HeadClassifier`."""
 
     config: Any
@@ -50,7 +52,7 @@ class OneHead:
 
     def __reduce__(self) -> tuple:
         kind = type(self)
-        return _blank, (kind.answers_as, kind.with_all_heads), vars(self)  # type: ignore[attr-defined]
+        return _blank, (kind.answers_as, kind.with_all_heads), vars(self)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
         """As MemoryCapableViT: the base's own configuration and classifier stay what they are."""
@@ -58,7 +60,7 @@ class OneHead:
         kind = type(self)
         try:
             # Under the class of the base, by whose name transformers knows the names of the tensors.
-            self.__class__ = kind.with_all_heads  # type: ignore[attr-defined]
+            self.__class__ = kind.with_all_heads
             return self.save_pretrained(save_directory, **kwargs)
         finally:
             self.__class__ = kind
@@ -74,23 +76,23 @@ class OneHead:
         `logits` are [B, C], float32; `loss` is the mean cross entropy, if there are labels. `kwargs` go to
         HuggingFace's loss (`num_items_in_batch` of its Trainer).
         """
-        answers = super().forward(  # type: ignore[misc]
+        answers = super().forward(
             pixel_values, [self.head_name], with_base=False, interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states, output_attentions=output_attentions,
         )  # fmt: skip
         output = answers[self.head_name]
         if labels is not None:  # a new one, for the loss has to come first in its tuple
-            loss = self.loss_function(labels, output.logits, self.config, **kwargs)  # type: ignore[attr-defined]
+            loss = self.loss_function(labels, output.logits, self.config, **kwargs)
             output = ImageClassifierOutput(loss, output.logits, output.hidden_states, output.attentions)
         return output if return_dict in (None, True) else output.to_tuple()
 
 
-@functools.cache
-def answering(mixin: type, model: type) -> type:
+def answering(mixin: Any, model: Any) -> Any:
     """The class of a model, answering with one head. transformers calls all of them by the name that it knows."""
-    return type(
-        "HeadClassifier", (mixin, model), {"__module__": mixin.__module__, "answers_as": mixin, "with_all_heads": model}
-    )
+    if (mixin, model) not in CLASSES:
+        members = {"__module__": mixin.__module__, "answers_as": mixin, "with_all_heads": model}
+        CLASSES[mixin, model] = type("HeadClassifier", (mixin, model), members)
+    return CLASSES[mixin, model]
 
 
 def _blank(mixin: type, model: type) -> Any:

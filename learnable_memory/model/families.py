@@ -94,7 +94,8 @@ class LayerNames(NamedTuple):
 
 
 NAMES_IN_USE = LayerNames(
-    norm1="layernorm_before norm1 layer_norm1 rms_norm1", attention="attention self_attn attn", output="o_proj out_proj projection_layer",
+    norm1="layernorm_before norm1 layer_norm1 rms_norm1", attention="attention self_attn attn",
+    output="o_proj out_proj projection_layer",
     scale1="layer_scale1 lambda_1", norm2="layernorm_after norm2 layer_norm2 rms_norm2", mlp="mlp ffn",
     scale2="layer_scale2 lambda_2", mlp_in="fc1 up_proj", mlp_out="fc2 down_proj", gate="gate_proj",
     activation="activation_fn act_fn",
@@ -124,7 +125,7 @@ def _attributes(module: Any) -> frozenset[str]:
     return frozenset((*module._modules, *module._parameters, *plain))
 
 
-def layer_names(layer: nn.Module) -> LayerNames:
+def layer_names(layer: Any) -> LayerNames:
     """What the parts of this layer are called. Raises ValueError, with the reason, if it is no layer of this shape."""
     attention, mlp = (find(layer, tuple(names.split())) for names in (NAMES_IN_USE.attention, NAMES_IN_USE.mlp))
     return _names_of(_attributes(layer), _attributes(attention), _attributes(mlp))
@@ -134,16 +135,16 @@ class LayerParts(NamedTuple):
     """The parts of one layer as they are now: a module that somebody replaced is the one that is used."""
 
     norm1: nn.Module
-    attention: nn.Module
+    attention: Any
     query: nn.Module
-    key: nn.Module
-    value: nn.Module
+    key: Any
+    value: Any
     output: nn.Module
     scale1: Any  # a module, a parameter [D], a number; None where there is no scale
     norm2: nn.Module
     mlp: nn.Module
     mlp_in: nn.Module
-    mlp_out: nn.Module
+    mlp_out: Any
     gate: nn.Module | None
     activation: Any
     scale2: Any
@@ -154,7 +155,8 @@ class LayerParts(NamedTuple):
         attention, mlp = getattr(layer, names.attention), getattr(layer, names.mlp)
         return cls(
             norm1=getattr(layer, names.norm1), attention=attention,
-            query=attention.q_proj, key=attention.k_proj, value=attention.v_proj, output=getattr(attention, names.output),
+            query=attention.q_proj, key=attention.k_proj, value=attention.v_proj,
+            output=getattr(attention, names.output),
             scale1=getattr(layer, names.scale1) if names.scale1 else None, norm2=getattr(layer, names.norm2), mlp=mlp,
             mlp_in=getattr(mlp, names.mlp_in), mlp_out=getattr(mlp, names.mlp_out),
             gate=getattr(mlp, names.gate) if names.gate else None, activation=getattr(mlp, names.activation),
@@ -164,11 +166,11 @@ class LayerParts(NamedTuple):
     @property
     def scaling(self) -> float:
         """What scores are multiplied by, d^-1/2."""
-        return getattr(self.attention, "scaling", None) or self.attention.scale  # type: ignore[return-value]
+        return getattr(self.attention, "scaling", None) or self.attention.scale
 
     def split(self, x: Tensor) -> Tensor:
         """[..., N, D] -> [..., H, N, d]"""
-        return x.unflatten(-1, (-1, self.attention.head_dim)).transpose(-3, -2)  # type: ignore[arg-type]
+        return x.unflatten(-1, (-1, self.attention.head_dim)).transpose(-3, -2)
 
 
 def scaled(scale: Any, x: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ def scaled(scale: Any, x: Tensor) -> Tensor:
 
 
 # ============================================================================================================ encoders
-def encoder_path(model: nn.Module) -> str:
+def encoder_path(model: Any) -> str:
     """Where in a stock model the vision encoder is: "" for the model itself, "vit", "vision_model".
 
     Raises ValueError if there is none whose layers have `q_proj`, `k_proj` and `v_proj`.
@@ -189,12 +191,12 @@ def encoder_path(model: nn.Module) -> str:
         if is_vision and isinstance(getattr(module, "embeddings", None), nn.Module) and layers_path(module):
             return path
     raise ValueError(
-        f"A {type(model).__name__} cannot be a base: it has no embeddings followed by one list of layers whose attention "
-        "has q_proj, k_proj and v_proj. Bases are vision encoders such as ViT, DINOv2, DINOv3, CLIP and SigLIP."
+        f"A {type(model).__name__} cannot be a base: it has no embeddings followed by one list of layers whose "
+        "attention has q_proj, k_proj and v_proj. Bases are vision encoders such as ViT, DINOv3, CLIP and SigLIP."
     )
 
 
-def layers_path(encoder: nn.Module) -> str:
+def layers_path(encoder: Any) -> str:
     """Where in an encoder the list of its layers is, "" if there is none."""
     for path, module in encoder.named_modules():
         if isinstance(module, nn.ModuleList) and len(module):
@@ -224,7 +226,7 @@ class Anatomy:
     Raises ValueError, with the reason, if the model cannot be a base.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.encoder = encoder_path(model)
         encoder = model.get_submodule(self.encoder)
         self.layers = layers_path(encoder)
@@ -233,7 +235,7 @@ class Anatomy:
         try:
             if self.family.refused:
                 raise ValueError(self.family.refused)
-            self.names = layer_names(encoder.get_submodule(self.layers)[0])  # type: ignore[index]
+            self.names = layer_names(encoder.get_submodule(self.layers)[0])
             self.patch_size, self.native_size = pair(encoder.config.patch_size), pair(encoder.config.image_size)
             if getattr(encoder.config, "num_channels", 3) != 3:
                 raise ValueError(f"its images have {encoder.config.num_channels} channels, and they are RGB here")
@@ -243,15 +245,15 @@ class Anatomy:
         tokens = [find(encoder, (path,)) for path in CLASS_TOKENS + FURTHER_TOKENS]
         self.special = sum(token.numel() // width for token in tokens if token is not None)
 
-    def has_class_token(self, encoder: nn.Module) -> bool:
+    def has_class_token(self, encoder: Any) -> bool:
         """Whether it has a class token, which is its first token then."""
         return find(encoder, CLASS_TOKENS) is not None
 
-    def has_positions(self, encoder: nn.Module) -> bool:
+    def has_positions(self, encoder: Any) -> bool:
         """Whether positions are learned, and so have to be resized for another size of images."""
         return find(encoder, POSITIONS) is not None
 
-    def start(self, encoder: nn.Module) -> Tensor:
+    def start(self, encoder: Any) -> Tensor:
         """What a new head's class token is a copy of, [D].
 
         The base's (first) class token; where there is none, the probe of its attention pool, or else zeros.
@@ -262,7 +264,7 @@ class Anatomy:
             return next(encoder.parameters()).new_zeros(width)
         return found.detach().reshape(-1, width)[0]
 
-    def enter(self, encoder: nn.Module, tokens: Tensor) -> Tensor:
+    def enter(self, encoder: Any, tokens: Tensor) -> Tensor:
         """Class tokens [T, D] as they enter the first layer: with the position and the norm that the base's gets."""
         positions = find(encoder, POSITIONS)
         if self.has_class_token(encoder) and positions is not None and self.family.class_position:
@@ -270,11 +272,11 @@ class Anatomy:
         norm = find(encoder, PRE_NORMS)
         return tokens if norm is None else norm(tokens)
 
-    def final_norm(self, encoder: nn.Module) -> nn.Module:
+    def final_norm(self, encoder: Any) -> nn.Module:
         """What a class token passes behind the last layer; an identity where the family has none (C-RADIO)."""
         return find(encoder, FINAL_NORMS) or nn.Identity()
 
-    def readout(self, encoder: nn.Module, outputs: Any) -> Tensor:
+    def readout(self, encoder: Any, outputs: Any) -> Tensor:
         """What the family's own classifier reads of an encoder's outputs: [B, F]; see `Family`."""
         kind, tokens = self.family.readout, outputs.last_hidden_state  # [B, N, D]
         if kind == "summary":
@@ -297,11 +299,11 @@ class Anatomy:
             or "mask_token" in name
         )
 
-    def readout_width(self, encoder: nn.Module) -> int:
+    def readout_width(self, encoder: Any) -> int:
         """F, how many numbers `readout` gives of an image."""
         width, kind = encoder.config.hidden_size, self.family.readout
         return width * {"class+mean": 2, "summary": len(getattr(encoder.config, "summary_idxs", ()))}.get(kind, 1)
 
-    def parts(self, encoder: nn.Module) -> Iterator[LayerParts]:
+    def parts(self, encoder: Any) -> Iterator[LayerParts]:
         """The parts of all layers."""
-        return (LayerParts.of(layer, self.names) for layer in encoder.get_submodule(self.layers))  # type: ignore[union-attr]
+        return (LayerParts.of(layer, self.names) for layer in encoder.get_submodule(self.layers))

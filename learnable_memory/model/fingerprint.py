@@ -16,7 +16,7 @@ from learnable_memory.model.families import Anatomy, LayerParts
 SAMPLES = 64  # numbers of each tensor that are looked at, to see whether it has changed
 
 
-def base_fingerprint(encoder: nn.Module, anatomy: Anatomy) -> str:
+def base_fingerprint(encoder: Any, anatomy: Anatomy) -> str:
     """SHA-256 of embeddings, layers and final norm, 64 hexadecimal digits; pooler and classifier are no part of it.
 
     What else decides the answers counts too. Of a stock ViT that is the activation, where it is another than GELU: the
@@ -46,7 +46,7 @@ def base_fingerprint(encoder: nn.Module, anatomy: Anatomy) -> str:
     return digest.hexdigest()
 
 
-def vit_tensors(encoder: nn.Module, anatomy: Anatomy) -> dict[str, Tensor]:
+def vit_tensors(encoder: Any, anatomy: Anatomy) -> dict[str, Tensor]:
     """The tensors of a stock ViT under our own names, whose hash is older than other families here.
 
     `class_token` and `positions` are [1, 1, D] and [1, 1 + P, D]; weights and biases have torch's shapes.
@@ -55,7 +55,7 @@ def vit_tensors(encoder: nn.Module, anatomy: Anatomy) -> dict[str, Tensor]:
     modules = {"patches": embeddings.patch_embeddings.projection, "norm": encoder.layernorm}
     for index, parts in enumerate(anatomy.parts(encoder)):
         modules |= {f"layers.{index}.{ours}": module for ours, module in _named(parts).items()}
-    tensors = {f"{name}.{leaf}": value for name, module in modules.items() for leaf, value in module.named_parameters()}  # type: ignore[union-attr]
+    tensors = {f"{name}.{leaf}": value for name, module in modules.items() for leaf, value in module.named_parameters()}
     return tensors | {"class_token": embeddings.cls_token, "positions": embeddings.position_embeddings}
 
 
@@ -66,19 +66,19 @@ def _named(parts: LayerParts) -> dict[str, nn.Module]:
     }  # fmt: skip
 
 
-def base_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+def base_parameters(module: Any) -> Iterator[nn.Parameter]:
     """All but those of heads, which may live in the same module."""
     return (parameter for name, parameter in module.named_parameters() if not name.startswith("heads."))
 
 
 class Signature:
-    """What tells, at little cost, that parameters have changed: their version counters, and some of their values.
+    """What tells at little cost that parameters have changed: their version counters, and some of their values.
 
-    Counters miss what is written through `.data` (PEFT merges so) and start anew in a copy; the values of a copy are the
-    same, and those of a change are not.
+    Counters miss what is written through `.data` (PEFT merges so) and start anew in a copy; the values of a copy are
+    the same, and those of a change are not.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         parameters = [parameter for parameter in base_parameters(module) if not parameter.is_meta]
         self.places = [parameter.data_ptr() for parameter in parameters]
         self.versions = [0 if parameter.is_inference() else parameter._version for parameter in parameters]
@@ -101,17 +101,17 @@ class Fingerprint:
         recorded: what it is known to be, for weights that were cast since it was taken.
     """
 
-    def __init__(self, module: nn.Module, take: Callable[[], str], recorded: str | None = None) -> None:
+    def __init__(self, module: Any, take: Callable[[], str], recorded: str | None = None) -> None:
         self._value = recorded or take()
         self._signature = Signature(module)
 
-    def value(self, module: nn.Module, take: Callable[[], str]) -> str:
+    def value(self, module: Any, take: Callable[[], str]) -> str:
         """The fingerprint of `module` as it is now."""
         now = Signature(module)
         if now != self._signature:
             self._value, self._signature = take(), now
         return self._value
 
-    def cast(self, module: nn.Module) -> None:
+    def cast(self, module: Any) -> None:
         """Its values were cast or moved: it is the same base still."""
         self._signature = Signature(module)

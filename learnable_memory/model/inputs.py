@@ -10,14 +10,15 @@ from torch.nn import functional as F
 from learnable_memory.model.families import Anatomy, LayerParts
 from learnable_memory.model.graph import TaskGraph
 from learnable_memory.model.low_rank import SameRank, stack_low_rank
+from learnable_memory.model.mixin import Stock
 
 
-class Inputs:
+class Inputs(Stock):
     """A mixin over `Base` and `Registry`. D width, T heads of a pass, M memory tokens of all of them in a layer."""
 
     heads: MutableMapping[str, Any]
     anatomy: Anatomy
-    encoder_module: nn.Module
+    encoder_module: Any
     base_width: int
     dtype: torch.dtype
     device: torch.device

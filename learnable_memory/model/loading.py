@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import logging
 import os
 import pickle
@@ -27,8 +26,9 @@ from transformers.utils import logging as hf_logging
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from learnable_memory.heads import HeadSpec
-from learnable_memory.model.base import check_layers
 from learnable_memory.model.families import Anatomy
+from learnable_memory.model.family_check import check_layers
+from learnable_memory.model.mixin import Stock
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +37,16 @@ CLASSIFIERS = ("classifier", "cls_classifier", "distillation_classifier")
 UNUSED = (
     r"(^|\.)pooler\.|mask_token|^(decoder|lm_head|text_model|text_projection|visual_projection|logit_)|\.text_model\."
 )
+CLASSES: dict[tuple[Any, Any], Any] = {}  # made once each, so that models of one kind are of one class
 HUB_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "subfolder", "force_download")
 
 
-@functools.cache
-def over(mixin: type, stock: type) -> type:
-    """The class that is `stock` with heads. It has the stock class's name, by which transformers knows how to read it."""
-    return type(
-        stock.__name__,
-        (mixin, stock),
-        {"__module__": mixin.__module__, "__doc__": mixin.__doc__, "stock": stock, "mixin": mixin},
-    )
+def over(mixin: Any, stock: Any) -> Any:
+    """The class that is `stock` with heads; it has its name, by which transformers knows how to read the files."""
+    if (mixin, stock) not in CLASSES:
+        members = {"__module__": mixin.__module__, "__doc__": mixin.__doc__, "stock": stock, "mixin": mixin}
+        CLASSES[mixin, stock] = type(stock.__name__, (mixin, stock), members)
+    return CLASSES[mixin, stock]
 
 
 def stock_class(values: Mapping[str, Any]) -> type:
@@ -71,13 +70,13 @@ def stock_class(values: Mapping[str, Any]) -> type:
     elif not any(known) and config in AutoModelForImageClassification._model_mapping:
         return AutoModelForImageClassification._model_mapping[config]
     if config not in AutoModel._model_mapping and any(known):
-        return next(filter(None, known))  # type: ignore[return-value]
+        return next(filter(None, known))
     if config not in AutoModel._model_mapping:
         raise ValueError(f"transformers has no vision encoder for model type {kind!r}")
     return AutoModel._model_mapping[config]
 
 
-class Loading:
+class Loading(Stock):
     """A mixin: `from_pretrained`, `from_base`, `save_pretrained`."""
 
     config: Any
@@ -92,7 +91,7 @@ class Loading:
     @classmethod
     def is_custom_code(cls) -> bool:
         """As the stock class: else transformers would not know the older names of its tensors."""
-        return cls.stock.is_custom_code()  # type: ignore[attr-defined]
+        return cls.stock.is_custom_code()
 
     @classmethod
     def from_pretrained(
@@ -127,7 +126,7 @@ class Loading:
         else:
             try:
                 kind = cls if issubclass(cls, nn.Module) else over(cls, stock_class(values))
-                _refuse_early(kind.stock, given, name, where)  # type: ignore[attr-defined]
+                _refuse_early(kind.stock, given, name, where)
             except ValueError as error:
                 raise ValueError(f"{name or 'This model'} cannot be a base: {error}.") from None
             model, info = _load(super(Loading, kind), name, args, kwargs)
@@ -147,15 +146,15 @@ class Loading:
         The recorded one is that of the values before a cast to bfloat16, say, which those on disk cannot tell any more.
         """
         record = getattr(self.config, "learnable_memory", None) or {}
-        found = self._hash_base()  # type: ignore[attr-defined]
+        found = self._hash_base()
         if found == record.get("saved_as"):
-            self._take_fingerprint(record.get("fingerprint"))  # type: ignore[attr-defined]
-        elif self.heads:  # type: ignore[attr-defined]
+            self._take_fingerprint(record.get("fingerprint"))
+        elif self.heads:
             raise ValueError(
                 f"The base in {source} was changed after its heads were saved with it: they do not fit it."
             )
         else:
-            self._take_fingerprint(found)  # type: ignore[attr-defined]
+            self._take_fingerprint(found)
             self.base_id = None if source is None else str(source)
 
     @classmethod
@@ -175,7 +174,7 @@ class Loading:
         if not isinstance(base, PreTrainedModel):
             raise TypeError(f"from_base takes a vision encoder of transformers, got {type(base).__name__}.")
         if isinstance(getattr(base, "text_model", None), nn.Module) and hasattr(base, "vision_model"):
-            base = base.vision_model  # type: ignore[assignment]
+            base = base.vision_model
         if base.config.model_type == "vit_mae":
             base = _vit_of_mae(base)
         model = cls._around(base)
@@ -186,7 +185,7 @@ class Loading:
     def _around(cls, base: Any) -> Any:
         """A model without heads that shares the modules of `base`."""
         if not any(isinstance(module, PreTrainedModel) for module in list(base.modules())[1:]):
-            # Who collects hidden states keeps a mark of it in itself: with shared modules, two would collect them twice.
+            # Who collects hidden states keeps a mark of it in itself: two who share modules would collect them twice.
             maybe_install_capturing_hooks(base)
         model: Any = object.__new__(over(getattr(cls, "mixin", cls), getattr(base, "stock", type(base))))
         containers = (dict, set)  # of modules, parameters, hooks: the model has its own, with the same things in it
@@ -207,17 +206,17 @@ class Loading:
         """As in HuggingFace; the heads and the base's fingerprint are recorded in the config, so that they return."""
         self.config.learnable_memory = self._record()
         try:
-            return super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+            return super().save_pretrained(save_directory, **kwargs)
         finally:
             self.config.learnable_memory = None  # it may be the config of others, who have no heads
 
     def _record(self) -> dict:
         return {
-            "fingerprint": self.fingerprint,  # type: ignore[attr-defined]
-            "saved_as": self._hash_base(),  # type: ignore[attr-defined]
+            "fingerprint": self.fingerprint,
+            "saved_as": self._hash_base(),
             "base_id": self.base_id,
-            "image_size": self._image_size,  # type: ignore[attr-defined]
-            "heads": [dataclasses.asdict(head.spec) for head in self.heads.values()],  # type: ignore[attr-defined]
+            "image_size": self._image_size,
+            "heads": [dataclasses.asdict(head.spec) for head in self.heads.values()],
             "answers": getattr(self, "head_name", None),  # of a HeadClassifier
         }
 
@@ -225,14 +224,14 @@ class Loading:
         """The heads of a record, with values still to come."""
         self.base_id = record.get("base_id")
         if record.get("image_size"):
-            self.set_image_size(record["image_size"])  # type: ignore[attr-defined]
+            self.set_image_size(record["image_size"])
         for spec in record.get("heads", ()):
-            self._add(HeadSpec(**spec))  # type: ignore[attr-defined]
+            self._add(HeadSpec(**spec))
 
 
 def _introduce(kind: type, config: Any) -> None:
     """Let transformers know a class of which no instance was made by its constructor: what outputs it can collect."""
-    PreTrainedModel.__init__(object.__new__(kind), copy.deepcopy(config))  # type: ignore[misc]
+    PreTrainedModel.__init__(object.__new__(kind), copy.deepcopy(config))
 
 
 def drop_classifier(model: Any) -> None:

@@ -7,21 +7,36 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from learnable_memory import heads as head_files
 from learnable_memory.heads import HeadFile, HeadSpec
+from learnable_memory.model.mixin import Stock
 
 
-class Registry:
+class Registry(Stock):
     """A mixin: `heads` is an ordered mapping of names to `vit.Head`s; ancestors stand before those who extend them."""
 
     heads: MutableMapping[str, Any]
     fingerprint: str
     base_id: str | None
+    head_class: Any
+    anatomy: Any
+    encoder_module: Any
+    readout_width: int
+
+    def _without_heads(self) -> None:
+        self.base_id = None
+        self.heads = nn.ModuleDict()  # type: ignore[assignment]  # its values are untyped
+        self._heads_changed()
 
     def _make_head(self, spec: HeadSpec, std: float, generator: torch.Generator | None) -> nn.Module:
-        raise NotImplementedError
+        start = self.anatomy.start(self.encoder_module)
+        head = self.head_class(spec, *self._size(), self.readout_width)
+        head = head.to(start.device, torch.promote_types(start.dtype, torch.float32))
+        if start.device.type != "meta":
+            head.initialise(start, std, generator)
+        return head
 
     @property
     def head_names(self) -> list[str]:
@@ -74,7 +89,7 @@ class Registry:
                 raise ValueError(
                     f"{name} extends {', '.join(moving)}, which would move while it learns: train that first."
                 )
-        self.requires_grad_(False)  # type: ignore[attr-defined]
+        self.requires_grad_(False)
         self.folded = None  # it would not move with what is trained
         learned = [parameter for name in names for parameter in self.heads[name].parameters()]
         for parameter in learned:
@@ -98,7 +113,7 @@ class Registry:
         if taken:
             raise ValueError(f"Both models have a head {', '.join(taken)}. Rename or remove it in one of them.")
         for name, head in other.heads.items():
-            self.heads[name] = copy.deepcopy(head).to(self.device)  # type: ignore[attr-defined]
+            self.heads[name] = copy.deepcopy(head).to(self.device)
         self._heads_changed()
 
     # ---------------------------------------------------------------------------------------------------------- files
@@ -162,7 +177,7 @@ class Registry:
 
     def _size(self) -> tuple[int, int, int]:
         """Width, layers and width of the MLP, as head files record them."""
-        return self.base_width, self.base_layers, self.base_mlp_width  # type: ignore[attr-defined]
+        return self.base_width, self.base_layers, self.base_mlp_width
 
     def _parents(self, spec: HeadSpec) -> list[dict[str, str]]:
         return [{"name": parent, "hash": self._hash(parent)} for parent in spec.extends]
@@ -182,6 +197,15 @@ class Registry:
         if isinstance(names, str):
             raise TypeError(f"heads takes a list of names, got the string {names!r}; write [{names!r}].")
         return [name for name in dict.fromkeys(names) if self._head(name)]
+
+    @staticmethod
+    def _check_labels(labels: Mapping[str, Tensor], answering: Sequence[str]) -> Mapping[str, Tensor]:
+        if not isinstance(labels, Mapping):
+            raise TypeError(f"labels takes a mapping such as {{'CIFAR100': targets}}, got {type(labels).__name__}.")
+        silent = [name for name in labels if name not in answering]
+        if silent:
+            raise ValueError(f"There are labels for {', '.join(silent)}, which do not answer in this pass.")
+        return labels
 
     def _head(self, name: str) -> Any:
         if name == "base":

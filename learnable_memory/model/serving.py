@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from learnable_memory.heads import HeadSpec
 from learnable_memory.model.loading import drop_classifier
 from learnable_memory.model.low_rank import SameRank
+from learnable_memory.model.mixin import Stock
 
 
 def sharing(module: nn.Module, learned: Callable[[str], bool] = lambda name: False) -> dict[int, nn.Parameter]:
@@ -22,7 +23,7 @@ def sharing(module: nn.Module, learned: Callable[[str], bool] = lambda name: Fal
     return memo
 
 
-class Serving:
+class Serving(Stock):
     """A mixin over a model with heads."""
 
     def copy_of_base(self, learned: Callable[[str], bool]) -> Any:
@@ -32,7 +33,7 @@ class Serving:
             learned: by the name of one of the encoder's parameters, whether the copy is to learn it. Those are copied
                 and want gradients; the others share their storage with this model.
         """
-        shared: Any = self._around(self)  # type: ignore[attr-defined]
+        shared: Any = self._around(self)
         drop_classifier(shared)
         return copy.deepcopy(shared, sharing(shared.encoder_module, learned))
 
@@ -48,8 +49,8 @@ class Serving:
             dtype: of the base and of what passes through it, such as torch.bfloat16; None for that of this model.
             compile: let torch.compile translate it at the first call (minutes).
         """
-        heads = {id(parameter) for parameter in self.heads.parameters()}  # type: ignore[attr-defined]
-        memo = {key: value for key, value in sharing(self).items() if key not in heads}  # type: ignore[arg-type]
+        heads = {id(parameter) for parameter in self.heads.parameters()}
+        memo = {key: value for key, value in sharing(self).items() if key not in heads}
         served: Any = copy.deepcopy(self, memo)
         served.requires_grad_(False).eval().to(dtype or served.dtype)
         served.set_attn_implementation("sdpa")

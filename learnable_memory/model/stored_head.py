@@ -1,4 +1,4 @@
-"""The parameters of a head under the names of its file (see learnable_memory/heads.py)."""
+"""The parameters of a head: how they are drawn, and what they are called in its file (learnable_memory/heads.py)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -8,12 +8,29 @@ from torch import Tensor, nn
 
 
 class StoredHead(nn.Module):
-    """What a head's file knows of it; `vit.Head` says what it is."""
+    """How a head's parameters come and go; `vit.Head` says which it has."""
 
     class_token: nn.Parameter | None
     memory: Iterable[nn.Parameter]
     classifier: nn.Linear
     low_rank: Mapping[str, Any]
+
+    @torch.no_grad()
+    def initialise(self, base_class_token: Tensor, std: float, generator: torch.Generator | None = None) -> None:
+        """Memory N(0, std^2), as in the paper; classifier N(0, std^2), bias 0, class token a copy of the base's.
+
+        Of low-rank updates the first factor is N(0, 1/D) and the second 0: the head begins as one without them.
+        """
+        if self.class_token is not None:
+            self.class_token.copy_(base_class_token.view(-1))
+        for parameter in (*self.memory, self.classifier.weight):
+            # Drawn on the CPU, so that a seed means the same head on every device.
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        self.classifier.bias.zero_()
+        for update in self.low_rank.values():  # last, so that all else is drawn as without them
+            spread = base_class_token.numel() ** -0.5
+            update.down.copy_(torch.empty(update.down.shape).normal_(0.0, spread, generator=generator))
+            update.up.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
         """By their names in a file, float32."""
