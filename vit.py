@@ -14,7 +14,7 @@ projections, which are applied to its class token alone.
     N base tokens     m memory tokens of one head   d = D / H          M memory tokens of all T heads in a layer
 
 N = P + S, S being the base's own special tokens: 1 for ViT, its class token; 0 for SigLIP; 5 for DINOv3 with four
-registers. r is the rank of a low-rank update, F what the base's own classifier reads (D, or 2 D of DINOv2).
+registers. r is the rank of a low-rank update, R what the base's own classifier reads (D, or 2 D of DINOv2).
 What this file is composed of is in learnable_memory/model/.
 """
 
@@ -338,7 +338,7 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
 
         Returns:
             The new parameters [class token [D], memory [m, D] of each layer.., weight [C, D], bias [C], and of each
-            low-rank update the factors [L, r, inputs], [L, outputs, r]]; the weight of a linear probe is [C, F].
+            low-rank update the factors [L, r, inputs], [L, outputs, r]]; the weight of a linear probe is [C, R].
 
         Raises ValueError if the name is taken or not legal, an extended head is unknown, a count or a rank is negative,
         or a projection is none; TypeError if `extends` is no sequence of names.

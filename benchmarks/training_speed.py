@@ -3,7 +3,7 @@
     python benchmarks/training_speed.py [--size B/32] [--batch_size 32] [--rounds 5] [--output benchmarks/results.json]
 
 Rows
-    forward only            `ViTForImageClassification` under no_grad, as HuggingFace ships it: 1.00 by definition
+    forward only            the stock class under no_grad, as HuggingFace ships it: 1.00 by definition
     train N heads           one step of N heads with one memory cell in two streams: forward, backward, SGD
     ..., bfloat16           the same with the base in bfloat16; heads and optimizer in float32
     cache ..., N heads      the same from a cache in memory at batch 256, reading of the batch included: "keys" for keys
@@ -17,6 +17,7 @@ Random weights: speed does not depend on them. All cores, float32 where nothing 
 """
 
 import argparse
+import copy
 import functools
 import json
 import statistics
@@ -31,7 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import (
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    PreTrainedModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from learnable_memory.features import CachedLoader, Contents, FeatureCache
 from learnable_memory.images import ArrayImages, ImageSet
@@ -39,15 +48,19 @@ from learnable_memory.loading import EpochBatches
 from learnable_memory.meter import peak_memory
 from vit import BaseTokens, MemoryCapableViT, SelfAttentionWithMemory, build_attention_mask
 
-SIZES = {
-    "B/32": {"patch_size": 32},
-    "B/16": {"patch_size": 16},
-    "L/16": {
-        "patch_size": 16, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "intermediate_size": 4096,
-    },
-}  # fmt: skip
 CLASSES = 100
+LARGE = {
+    "patch_size": 16, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+}  # fmt: skip
+BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+SIZES = {  # stock class and its configuration; "naive" knows the first three only
+    "B/32": (ViTForImageClassification, ViTConfig(patch_size=32, num_labels=CLASSES)),
+    "B/16": (ViTForImageClassification, ViTConfig(patch_size=16, num_labels=CLASSES)),
+    "L/16": (ViTForImageClassification, ViTConfig(**LARGE, num_labels=CLASSES)),
+    "DINOv3-B/16": (DINOv3ViTModel, DINOv3ViTConfig(**BASE, patch_size=16, num_register_tokens=4)),
+    "DINOv3-L/16": (DINOv3ViTModel, DINOv3ViTConfig(**LARGE, num_register_tokens=4)),
+    "SigLIP-B/16": (SiglipVisionModel, SiglipVisionConfig(**BASE, patch_size=16)),
+}
 CACHED_BATCH = 256
 
 Step = Callable[[], None]
@@ -55,13 +68,14 @@ Prepare = Callable[[str, torch.Tensor, torch.Tensor], tuple[Step, int]]  # size,
 
 
 @functools.lru_cache
-def shared_base(size: str, dtype: torch.dtype, device: torch.device) -> ViTForImageClassification:
+def shared_base(size: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """One for all cases that leave it as it is, so that they do not crowd each other out of memory."""
     return new_base(size).to(device, dtype)
 
 
-def new_base(size: str) -> ViTForImageClassification:
-    return ViTForImageClassification(ViTConfig(**SIZES[size], num_labels=CLASSES)).eval()
+def new_base(size: str) -> PreTrainedModel:
+    kind, config = SIZES[size]
+    return kind(copy.deepcopy(config)).eval()
 
 
 def new_model(size: str, heads: int, dtype: torch.dtype, device: torch.device):
@@ -116,11 +130,10 @@ def cached(count: int, form: str, name: str) -> Prepare:
     def prepare(size: str, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[Step, int]:
         device = pixel_values.device
         model, names, optimizer = new_model(size, count, getattr(torch, name), device)
-        vit, config = model.vit, model.config
         loader = random_loader(
             Contents(
-                "", name, "", "", None, 0, form, name, config.num_hidden_layers, config.num_attention_heads,
-                vit.embeddings.position_embeddings.shape[1], config.hidden_size,
+                "", name, "", "", None, 0, form, name, model.base_layers, model.base_attention_heads, model.num_tokens,
+                model.base_width, model.readout_width,
             )
         )  # fmt: skip
 
@@ -252,7 +265,7 @@ def main() -> None:
     args.cases = args.cases or (MEMORY_CASES if args.memory else DEFAULT)
     if "forward only" not in args.cases:
         parser.error("--cases needs 'forward only', to which the others are compared")
-    print(f"ViT-{args.size}, batch {args.batch_size}, {args.device}, torch {torch.__version__}, {args.rounds} rounds")
+    print(f"{args.size}, batch {args.batch_size}, {args.device}, torch {torch.__version__}, {args.rounds} rounds")
     rows = memory(args) if args.memory else speed(args)
     if args.output:
         setup = {"size": args.size, "batch_size": args.batch_size, "device": args.device, "rounds": args.rounds}

@@ -1,7 +1,7 @@
 """A cache of what heads need of the frozen base, so that from the second epoch on an image costs only its task stream.
 
 For each image and view it holds one record: of every layer the base's keys and values (2 N D numbers) or its tokens
-after the first layer norm (N D), and what a linear probe reads (F; the class
+after the first layer norm (N D), and what a linear probe reads (R; the class
 token at the end, D, of most bases).
 
     keys_values   exact: in float32 the trained head is bit for bit the one trained without a cache. The fastest.
@@ -60,7 +60,7 @@ class Contents:
         heads: H, its attention heads.
         tokens: N.
         width: D.
-        readout: F, what a linear probe reads.
+        readout: R, what a linear probe reads.
     """
 
     fingerprint: str
@@ -229,7 +229,7 @@ class FeatureCache:
                 for batch in its_batches:
                     pixel_values, _ = next(loader)
                     tokens = model.base_tokens(pixel_values.to(device), self.contents.form == "keys_values")
-                    layers = tokens.layers.movedim(self.contents.batch_axis, 0).flatten(1)  # [B, numbers - F]
+                    layers = tokens.layers.movedim(self.contents.batch_axis, 0).flatten(1)  # [B, numbers - R]
                     records[done : done + len(batch), : layers.shape[1]] = layers
                     records[done : done + len(batch), layers.shape[1] :] = tokens.output
                     done += len(batch)
@@ -295,7 +295,7 @@ class CachedLoader:
         cache: built.
         image_set: its split.
         batch_sampler: lists of (view, index), such as `loading.EpochBatches`.
-        wrap: makes the first part from layers ([L, 2, B, H, N, d] or [L, B, N, D]) and output [B, F]: `vit.BaseTokens`.
+        wrap: makes the first part from layers ([L, 2, B, H, N, d] or [L, B, N, D]) and output [B, R]: `vit.BaseTokens`.
         dtype: of the batches: the base's on a CPU, so that nothing is converted twice. None leaves the cache's.
     """
 

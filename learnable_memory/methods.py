@@ -123,7 +123,7 @@ class WeightTuning(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values [B, channels, height, width] -> float32 logits [B, C]"""
         with torch.autocast(pixel_values.device.type, self.autocast, enabled=self.autocast is not None):
-            features = self.base.features(pixel_values)  # [B, F]
+            features = self.base.features(pixel_values)  # [B, R]
         return self.classifier(features.to(self.classifier.weight.dtype))
 
 

@@ -28,7 +28,7 @@ class BaseRun(NamedTuple):
     """What the base gave for a batch of images."""
 
     outputs: Any  # of the stock class; None where it ended at the last keys and values
-    readout: Tensor | None  # [B, F], what a linear probe reads
+    readout: Tensor | None  # [B, R], what a linear probe reads
     rows: list[Tensor]  # L of [B, H, 1, N], the attention of the base's class token, if asked for
 
 
@@ -99,7 +99,7 @@ class Base(ImageSize):
 
     @property
     def readout_width(self) -> int:
-        """F, how many numbers a linear probe reads of an image: D, or 2 D of DINOv2."""
+        """R, how many numbers a linear probe reads of an image: D, or 2 D of DINOv2."""
         return self.anatomy.readout_width(self.encoder_module)
 
     @property
@@ -227,7 +227,7 @@ class Base(ImageSize):
             return self.anatomy.readout(self.encoder_module, outputs if listener.outputs is None else listener.outputs)
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """What the family's own classifier reads of images, [B, F]; with gradients if something in it is learned."""
+        """What the family's own classifier reads of images, [B, R]; with gradients if something in it is learned."""
         listener = Listener(lambda index, asked: None)
         found = self._readout(self._run(pixel_values, listener), listener, self.base_records(pixel_values))
         assert found is not None, "nothing stops it"

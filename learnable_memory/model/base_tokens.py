@@ -3,7 +3,7 @@
     tokens = model.base_tokens(pixel_values)
     model(tokens, with_base=False)                        # as of the pixels, without the base stream
 
-B images, N base tokens, D width, H attention heads, d = D / H, L layers, T class tokens, F what the base's own
+B images, N base tokens, D width, H attention heads, d = D / H, L layers, T class tokens, R what the base's own
 classifier reads.
 """
 
@@ -82,7 +82,7 @@ class BaseTokens:
     Attributes:
         layers: keys and values [L, 2, B, H, N, d], or tokens after each layer's first norm [L, B, N, D]; any floating
             dtype.
-        output: [B, F], what a linear probe reads.
+        output: [B, R], what a linear probe reads.
     """
 
     layers: Tensor

@@ -277,7 +277,7 @@ class Anatomy:
         return find(encoder, FINAL_NORMS) or nn.Identity()
 
     def readout(self, encoder: Any, outputs: Any) -> Tensor:
-        """What the family's own classifier reads of an encoder's outputs: [B, F]; see `Family`."""
+        """What the family's own classifier reads of an encoder's outputs: [B, R]; see `Family`."""
         kind, tokens = self.family.readout, outputs.last_hidden_state  # [B, N, D]
         if kind == "summary":
             return outputs.summary
@@ -300,7 +300,7 @@ class Anatomy:
         )
 
     def readout_width(self, encoder: Any) -> int:
-        """F, how many numbers `readout` gives of an image."""
+        """R, how many numbers `readout` gives of an image."""
         width, kind = encoder.config.hidden_size, self.family.readout
         return width * {"class+mean": 2, "summary": len(getattr(encoder.config, "summary_idxs", ()))}.get(kind, 1)
 
