@@ -131,7 +131,7 @@ class Preprocessing:
             mean=_channels(config, "image_mean") if normalize else (0.0, 0.0, 0.0),
             std=_channels(config, "image_std") if normalize else (1.0, 1.0, 1.0),
             resize=resize,
-            rounded=not type(processor).__name__.startswith(UNROUNDED),
+            rounded=not (config.get("do_rescale") and type(processor).__name__.startswith(UNROUNDED)),
         )
 
     def at(self, size: int) -> "Preprocessing":

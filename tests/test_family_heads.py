@@ -12,7 +12,7 @@ from PIL import Image
 
 import vit_train
 import vit_validation
-from families_reference import randomise
+from foreign import randomise
 from learnable_memory import heads
 from learnable_memory.commands import run_command
 from learnable_memory.commands.model import open_base

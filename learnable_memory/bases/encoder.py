@@ -113,7 +113,7 @@ class Encoder:
 
     def has(self, part: str) -> bool:
         """Whether any layer has a tensor of this name, such as "query.bias"."""
-        return any(re.fullmatch(rf"layers\.\d+\.{re.escape(part)}", name) for name in self.tensors)
+        return any(name.startswith("layers.") and name.endswith(f".{part}") for name in self.tensors)
 
     @property
     def features(self) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -52,11 +52,10 @@ class Family:
     biased: tuple[str, ...] = ()
     called: str = ""
 
-    def fits(self, encoder: Encoder) -> bool:
-        """Whether the encoder has all that is needed, and nothing that is not allowed."""
-        needed = set(self.needs.split(", "))
-        rest = encoder.features - needed - set(self.allows.split(", "))
-        return needed <= encoder.features and not rest and re.search(self.called, encoder.name) is not None
+    def fits(self, name: str, features: Set[str]) -> bool:
+        """Whether an encoder of this name has all features that are needed, and none that is not allowed."""
+        needed, allowed = set(self.needs.split(", ")), set(self.allows.split(", "))
+        return needed <= features <= needed | allowed and re.search(self.called, name) is not None
 
 
 # ---------------------------------------------------------------------------------------------------- what configs say
@@ -244,12 +243,13 @@ def build(encoder: Encoder) -> "PreTrainedModel":
 
 def _family(encoder: Encoder) -> Family:
     """The first that fits. Raises ValueError if none does."""
+    features = encoder.features
     for family in FAMILIES:
-        if family.fits(encoder):
+        if family.fits(encoder.name, features):
             return family
-    features = [*sorted(encoder.features), *([] if "a class token" in encoder.features else ["no class token"])]
+    found = [*sorted(features), *([] if "a class token" in features else ["no class token"])]
     raise ValueError(
-        f"{encoder.source} cannot be a base: it has {', '.join(features)}, and of the classes that such files become "
+        f"{encoder.source} cannot be a base: it has {', '.join(found)}, and of the classes that such files become "
         f"none has exactly that: {', '.join(dict.fromkeys(family.bare for family in FAMILIES))}"
     )
 

@@ -139,7 +139,7 @@ def _check_modules(name: str, model: Any) -> str:
         found = layer.get_submodule(part)
         if type(found) not in types and not (part == "norm1" and isinstance(found, types)):
             raise ValueError(
-                f"{name} cannot be a base: no class of transformers has its {part or 'layers'} (found "
+                f"{name} cannot be a base: none of transformers' classes has its {part or 'layers'} (found "
                 f"{type(found).__name__}; legal: {', '.join(dict.fromkeys(kind.__name__ for kind in types))})"
             )
     mlp = layer.mlp
@@ -153,7 +153,7 @@ def _activation(name: str, layer: Any) -> str:
     module = layer.mlp.act
     kind = "GELUTanh" if getattr(module, "approximate", "none") == "tanh" else type(module).__name__
     if kind not in ACTIVATIONS:
-        raise ValueError(f"{name} cannot be a base: its activation is {kind}; legal: {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"{name} cannot be a base: its activation is {kind}; legal: {', '.join(ACTIVATIONS.values())}")
     return ACTIVATIONS[kind]
 
 
@@ -163,9 +163,13 @@ def _rope_theta(name: str, model: Any) -> float | None:
     if rope is None:
         return None
     settings = {"normalize_coords": "separate", "grid_offset": 0, "grid_indexing": "ij", "rotate_half": True}
-    others = [key for key, value in settings.items() if getattr(rope, key, None) != value]
-    if type(rope).__name__ != "RotaryEmbeddingDinoV3" or others or rope.temperature is None or rope.min_period:
-        raise ValueError(f"{name} cannot be a base: {ROTARY} (found {type(rope).__name__})")
+    settings["min_period"] = None
+    others = [
+        f"{key} {getattr(rope, key, None)}" for key, value in settings.items() if getattr(rope, key, None) != value
+    ]
+    if type(rope).__name__ != "RotaryEmbeddingDinoV3" or others:
+        found = ", ".join(others) if type(rope).__name__ == "RotaryEmbeddingDinoV3" else type(rope).__name__
+        raise ValueError(f"{name} cannot be a base: {ROTARY} (found {found})")
     return rope.temperature
 
 
