@@ -75,7 +75,8 @@ def test_architectures_of_timm(architecture: str, reason: str) -> None:
         "vit_base_patch16_224", "vit_large_patch32_384", "vit_huge_patch14_224", "deit_tiny_distilled_patch16_224",
         "deit3_small_patch16_224", "vit_small_patch14_dinov2", "vit_large_patch14_reg4_dinov2", "flexivit_base",
         "vit_giant_patch14_dinov2", "vit_base_patch16_dinov3", "vit_base_patch16_clip_224",
-        "vit_base_patch16_siglip_224", "beit_base_patch16_224", "eva_giant_patch14_224", "aimv2_large_patch14_224", "vit_huge_patch16_radio_v3",
+        "vit_base_patch16_siglip_224", "beit_base_patch16_224", "eva_giant_patch14_224",
+        "aimv2_large_patch14_224", "vit_huge_patch16_radio_v3",
     ],
 )  # fmt: skip
 def test_architectures_of_timm_that_pass(architecture: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learnable_memory.bases import is_stock, preprocessing_of
+from learnable_memory.bases import is_huggingface, preprocessing_of
 from learnable_memory.convolutional import ConvolutionalBase
 from learnable_memory.data import load_data_set
 from learnable_memory.experiments.card_types import Card, Grid
@@ -72,7 +72,7 @@ def test_a_data_set_without_a_tiny_form(tmp_path: Path) -> None:
 def test_a_tiny_vit_is_a_base_like_those_of_imagenet_21k(tmp_path: Path) -> None:
     place = write_base(VIT, tmp_path)
     model = MemoryCapableViT.from_pretrained(place)
-    assert is_stock(place) and not model.has_base_classifier
+    assert is_huggingface(place) and not model.has_base_classifier
     preprocessing = preprocessing_of(place)
     assert (preprocessing.height, preprocessing.width, preprocessing.mean) == (32, 32, (0.5, 0.5, 0.5))
     for side in (16, 32, 48):
