@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from learnable_memory.processors import RESAMPLE_NAMES, settings_of
 from learnable_memory.rgb import to_rgb
 
 INTERPOLATION = {
@@ -23,18 +24,9 @@ INTERPOLATION = {
     "bicubic": v2.InterpolationMode.BICUBIC,
     "lanczos": v2.InterpolationMode.LANCZOS,
 }
-RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as processors store them
 VIEWS = ("resized_crop_flip", "crop_flip", "flip", "shift")
-UNROUNDED = "DINOv3ViTImageProcessor"  # the processor that rescales first
 LEGACY = "legacy-2023"  # what the heads of the 2023 implementation were trained on
 BATCH_VIEWS = ("crop_flip", "flip", "shift")  # all crops of a batch have one size: they can be made in one go
-
-# What `from_processor` reads, and what a processor may say besides without changing the pixels of an RGB image.
-_READ = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"}
-_READ |= {"do_normalize", "image_mean", "image_std"}
-_HARMLESS = {"image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format"}
-_HARMLESS |= {"input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square", "pad_size"}
-_HARMLESS |= {"auto_map"}  # of another class's code, which is not asked
 
 Transform = Callable[[Image.Image], torch.Tensor]
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -109,30 +101,7 @@ class Preprocessing:
         Raises:
             ValueError: the processor does something that these fields cannot express; the message names the key.
         """
-        config = processor.to_dict()
-        for key in sorted(config.keys() - _READ - _HARMLESS):
-            if not key.startswith("_") and config[key] not in (None, False):
-                raise _cannot_express(config, key)
-        if not config.get("do_resize"):
-            raise _cannot_express(config, "do_resize")
-        if config.get("resample") not in RESAMPLE_NAMES:
-            raise _cannot_express(config, "resample")
-        resize = _sides(config, "size")
-        crop = _sides(config, "crop_size") if config.get("do_center_crop") else resize
-        if len(crop) != 2:
-            # Without a crop the shape would differ from image to image.
-            raise _cannot_express(config, "crop_size" if config.get("do_center_crop") else "size")
-        normalize = config.get("do_normalize")
-        return cls(
-            height=crop[0],
-            width=crop[1],
-            resample=RESAMPLE_NAMES[config["resample"]],
-            rescale=config["rescale_factor"] if config.get("do_rescale") else 1.0,
-            mean=_channels(config, "image_mean") if normalize else (0.0, 0.0, 0.0),
-            std=_channels(config, "image_std") if normalize else (1.0, 1.0, 1.0),
-            resize=resize,
-            rounded=not (config.get("do_rescale") and type(processor).__name__.startswith(UNROUNDED)),
-        )
+        return cls(**settings_of(processor))
 
     def at(self, size: int) -> "Preprocessing":
         """The same for images of size x size pixels: what is cut away stays the same share of the image."""
@@ -377,32 +346,3 @@ class _Normalize:
 
 def _eight_sevenths(side: int) -> int:
     return round(side * 8 / 7)
-
-
-def _cannot_express(config: dict[str, Any], key: str) -> ValueError:
-    kind = config.get("image_processor_type", "the processor")
-    return ValueError(
-        f"cannot express {kind} with {key}={config.get(key)!r}: supported are resizing to height and width or to a "
-        "shortest_edge (nearest, lanczos, bilinear, bicubic), a centre crop, rescaling and normalising"
-    )
-
-
-def _sides(config: dict[str, Any], key: str) -> tuple[int, ...]:
-    """(height, width) or (shortest edge,) of a processor's size."""
-    size = config.get(key)
-    size = dict(size) if size else {}
-    if size.keys() == {"height", "width"}:
-        return size["height"], size["width"]
-    if size.keys() == {"shortest_edge"}:
-        return (size["shortest_edge"],)
-    raise _cannot_express(config, key)
-
-
-def _channels(config: dict[str, Any], key: str) -> tuple[float, ...]:
-    """A processor's mean or standard deviation: three numbers, or one for all channels."""
-    value = config.get(key)
-    if isinstance(value, (int, float)):
-        return (value,) * 3
-    if value is None or len(value) != 3:
-        raise _cannot_express(config, key)
-    return tuple(value)
