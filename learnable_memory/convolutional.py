@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learnable_memory.bases import PROCESSOR, read_config, read_processor
-from learnable_memory.families.plain import some
-from learnable_memory.families.refused import CONVOLUTIONAL_NAMES, CONVOLUTIONAL_TYPES
-from learnable_memory.families.timm_models import timm_preprocessing, without_timm
+from learnable_memory.bases import PROCESSORS, has_processor, read_config, read_processor
+from learnable_memory.bases.encoder import some
+from learnable_memory.bases.refused import CONVOLUTIONAL_NAMES, CONVOLUTIONAL_TYPES
+from learnable_memory.bases.timm_models import timm_preprocessing, without_timm
 from learnable_memory.head_metadata import content_hash
 from learnable_memory.method_spec import OF_ANY_NETWORK, MethodSpec
 from learnable_memory.methods import new_classifier
@@ -83,10 +83,7 @@ class ConvolutionalBase:
             return cls(_load(place), base_id, _preprocessing(place))
         if importlib.util.find_spec("timm") is None:
             raise without_timm(place)
-        model = _load(place)
-        # The wrapper gave it what is usual for its architecture, not what is in the folder.
-        model.timm_model.pretrained_cfg = config.get("pretrained_cfg", config)
-        return cls(model, base_id, timm_preprocessing(f"timm's {config['architecture']}", model.timm_model))
+        return cls(_load(place), base_id, timm_preprocessing(place, config))
 
     @cached_property
     def batch_norms(self) -> list[str]:
@@ -233,8 +230,8 @@ def _classifier_name(model: "PreTrainedModel") -> str:
 
 # ------------------------------------------------------------------------------------------------------------- pixels
 def _preprocessing(folder: Path) -> Preprocessing:
-    if not (folder / PROCESSOR).is_file():
-        raise ValueError(f"{folder} has no {PROCESSOR}, which says how pixels are made: put there the model's own")
+    if not has_processor(folder):
+        raise ValueError(f"{folder} has no {PROCESSORS[0]}, which says how pixels are made: put there the model's own")
     processor = read_processor(folder)
     if type(processor).__name__.startswith("ConvNext"):  # that of most ResNets and RegNets, too
         processor = _step_by_step(processor)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from learnable_memory.processors import RESAMPLE_NAMES, settings_of
 from learnable_memory.rgb import to_rgb
 
 INTERPOLATION = {
@@ -23,17 +24,9 @@ INTERPOLATION = {
     "bicubic": v2.InterpolationMode.BICUBIC,
     "lanczos": v2.InterpolationMode.LANCZOS,
 }
-RESAMPLE_NAMES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as processors store them
 VIEWS = ("resized_crop_flip", "crop_flip", "flip", "shift")
 LEGACY = "legacy-2023"  # what the heads of the 2023 implementation were trained on
 BATCH_VIEWS = ("crop_flip", "flip", "shift")  # all crops of a batch have one size: they can be made in one go
-
-# What `from_processor` reads, and what a processor may say besides without changing the pixels of an RGB image.
-_READ = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"}
-_READ |= {"do_normalize", "image_mean", "image_std"}
-_HARMLESS = {"image_processor_type", "feature_extractor_type", "processor_class", "do_convert_rgb", "data_format"}
-_HARMLESS |= {"input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square", "pad_size"}
-_HARMLESS |= {"auto_map"}  # of another class's code, which is not asked
 
 Transform = Callable[[Image.Image], torch.Tensor]
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -55,6 +48,8 @@ class Preprocessing:
         std: three numbers; (1, 1, 1) there.
         resize: two numbers, (height, width): the whole image is stretched to them; one number: the shorter side becomes
             that long and the aspect stays. Left out: (height, width), so that nothing is cut away.
+        rounded: whether values are whole numbers after resizing, as they are in images. DINOv3's processor rescales
+            before it resizes, so that they are not.
 
     Raises:
         ValueError: a number out of range, an unknown `resample`, or a crop larger than the resized image.
@@ -67,6 +62,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: tuple[int, ...] = ()
+    rounded: bool = True
 
     def __post_init__(self) -> None:
         # Equal preprocessing must have an equal hash, so 0 and 0.0, a list and a tuple become one.
@@ -100,34 +96,12 @@ class Preprocessing:
 
     @classmethod
     def from_processor(cls, processor: Any) -> "Preprocessing":
-        """The preprocessing of a HuggingFace image processor (ViT, DeiT, BEiT, CLIP and the like).
+        """The preprocessing of a HuggingFace image processor (ViT, DeiT, BEiT, CLIP, SigLIP, DINOv3 and the like).
 
         Raises:
             ValueError: the processor does something that these fields cannot express; the message names the key.
         """
-        config = processor.to_dict()
-        for key in sorted(config.keys() - _READ - _HARMLESS):
-            if not key.startswith("_") and config[key] not in (None, False):
-                raise _cannot_express(config, key)
-        if not config.get("do_resize"):
-            raise _cannot_express(config, "do_resize")
-        if config.get("resample") not in RESAMPLE_NAMES:
-            raise _cannot_express(config, "resample")
-        resize = _sides(config, "size")
-        crop = _sides(config, "crop_size") if config.get("do_center_crop") else resize
-        if len(crop) != 2:
-            # Without a crop the shape would differ from image to image.
-            raise _cannot_express(config, "crop_size" if config.get("do_center_crop") else "size")
-        normalize = config.get("do_normalize")
-        return cls(
-            height=crop[0],
-            width=crop[1],
-            resample=RESAMPLE_NAMES[config["resample"]],
-            rescale=config["rescale_factor"] if config.get("do_rescale") else 1.0,
-            mean=_channels(config, "image_mean") if normalize else (0.0, 0.0, 0.0),
-            std=_channels(config, "image_std") if normalize else (1.0, 1.0, 1.0),
-            resize=resize,
-        )
+        return cls(**settings_of(processor))
 
     def at(self, size: int) -> "Preprocessing":
         """The same for images of size x size pixels: what is cut away stays the same share of the image."""
@@ -139,15 +113,19 @@ class Preprocessing:
         return replace(self, height=size, width=size, resize=resize)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, and the exact input of `from_dict`."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """JSON-able, and the exact input of `from_dict`; `rounded` is there only if it is False."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if self.rounded:  # as files and hashes were before there was anything else
+            del values["rounded"]
+        return values
 
     def to_processor(self) -> Any:
         """A HuggingFace image processor that makes these pixels, as `transformers.pipeline` takes one."""
-        from transformers import CLIPImageProcessor  # ViT's own cannot cut the centre out
+        from transformers import CLIPImageProcessor, DINOv3ViTImageProcessor  # ViT's own cannot cut the centre out
 
         names = ("shortest_edge",) if len(self.resize) == 1 else ("height", "width")
-        return CLIPImageProcessor(
+        return (CLIPImageProcessor if self.rounded else DINOv3ViTImageProcessor)(
+            do_center_crop=True,
             size=dict(zip(names, self.resize, strict=True)),
             crop_size={"height": self.height, "width": self.width},
             resample=next(number for number, name in RESAMPLE_NAMES.items() if name == self.resample),
@@ -163,11 +141,11 @@ class Preprocessing:
         Raises:
             ValueError: a key is missing or unknown.
         """
-        names = {field.name for field in fields(cls)}
-        if values.keys() != names:
+        names = {field.name for field in fields(cls)} - {"rounded"}
+        if values.keys() - {"rounded"} != names:
             raise ValueError(
                 f"preprocessing needs exactly the keys {sorted(names)}; "
-                f"missing: {sorted(names - values.keys())}, unknown: {sorted(values.keys() - names)}"
+                f"missing: {sorted(names - values.keys())}, unknown: {sorted(values.keys() - names - {'rounded'})}"
             )
         return cls(**values)
 
@@ -191,7 +169,8 @@ class Preprocessing:
         sides = f"{self.resize[0]}x{self.resize[1]}" if len(self.resize) == 2 else f"shorter side {self.resize[0]}"
         cut = "" if self.resize == (self.height, self.width) else f", centre {self.height}x{self.width}"
         numbers = [" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
-        return f"resized to {sides} ({self.resample}){cut}, mean {numbers[0]}, std {numbers[1]}"
+        how = self.resample if self.rounded else f"{self.resample}, not rounded"
+        return f"resized to {sides} ({how}){cut}, mean {numbers[0]}, std {numbers[1]}"
 
     @property
     def hash(self) -> str:
@@ -231,7 +210,13 @@ class Preprocessing:
         return BatchTransform(self._steps(views), (self.height, self.width), self._normalize())
 
     def _steps(self, views: str | None) -> list[Step]:
-        """uint8 [.., 3, H, W] -> uint8 [.., 3, height, width]. A random crop and a flip come last, in this order."""
+        """uint8 [.., 3, H, W] -> [.., 3, height, width]: uint8 if `rounded`, else rescaled float32.
+
+        A random crop and a flip come last, in this order.
+        """
+        return [*([] if self.rounded else [_Rescale(self.rescale)]), *self._resizing(views)]
+
+    def _resizing(self, views: str | None) -> list[Step]:
         size, interpolation = (self.height, self.width), INTERPOLATION[self.resample]
         flip = [v2.RandomHorizontalFlip()]
         if views == "resized_crop_flip":
@@ -252,7 +237,7 @@ class Preprocessing:
         return [max(self.resize[0], _eight_sevenths(self.height)), max(self.resize[1], _eight_sevenths(self.width))]
 
     def _normalize(self) -> "_Normalize":
-        return _Normalize(self.rescale, self.mean, self.std)
+        return _Normalize(self.rescale if self.rounded else 1.0, self.mean, self.std)
 
 
 class BatchTransform:
@@ -264,9 +249,9 @@ class BatchTransform:
     the CPU clips to 0..255 between its two passes.
 
     Args:
-        steps: uint8 [.., 3, H, W] -> uint8 [.., 3, height, width], as `Preprocessing` makes them.
+        steps: uint8 [.., 3, H, W] -> [.., 3, height, width], as `Preprocessing` makes them.
         size: (height, width).
-        normalize: uint8 -> float32.
+        normalize: what comes after them, to float32.
     """
 
     def __init__(self, steps: list[Step], size: tuple[int, int], normalize: Step) -> None:
@@ -332,8 +317,18 @@ class _CenterCrop:
         return pixels[..., top : top + self.height, left : left + self.width]
 
 
+class _Rescale:
+    """uint8 [.., 3, H, W] -> float32, times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels * self.factor
+
+
 class _Normalize:
-    """uint8 [.., 3, H, W] -> float32.
+    """uint8 or float32 [.., 3, H, W] -> float32.
 
     (x * rescale - mean) / std as (x - mean / rescale) / (std / rescale), in one pass.
     """
@@ -351,32 +346,3 @@ class _Normalize:
 
 def _eight_sevenths(side: int) -> int:
     return round(side * 8 / 7)
-
-
-def _cannot_express(config: dict[str, Any], key: str) -> ValueError:
-    kind = config.get("image_processor_type", "the processor")
-    return ValueError(
-        f"cannot express {kind} with {key}={config.get(key)!r}: supported are resizing to height and width or to a "
-        "shortest_edge (nearest, lanczos, bilinear, bicubic), a centre crop, rescaling and normalising"
-    )
-
-
-def _sides(config: dict[str, Any], key: str) -> tuple[int, ...]:
-    """(height, width) or (shortest edge,) of a processor's size."""
-    size = config.get(key)
-    size = dict(size) if size else {}
-    if size.keys() == {"height", "width"}:
-        return size["height"], size["width"]
-    if size.keys() == {"shortest_edge"}:
-        return (size["shortest_edge"],)
-    raise _cannot_express(config, key)
-
-
-def _channels(config: dict[str, Any], key: str) -> tuple[float, ...]:
-    """A processor's mean or standard deviation: three numbers, or one for all channels."""
-    value = config.get(key)
-    if isinstance(value, (int, float)):
-        return (value,) * 3
-    if value is None or len(value) != 3:
-        raise _cannot_express(config, key)
-    return tuple(value)

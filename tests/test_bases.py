@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from transformers import ViTConfig, ViTImageProcessor
 
-from learnable_memory.bases import SHIPPED_BASE, find_base, is_stock, preprocessing_of
+from learnable_memory.bases import SHIPPED_BASE, find_base, is_huggingface, preprocessing_of
 from learnable_memory.config import DEFAULT_BASE
 from learnable_memory.transforms import Preprocessing
 
@@ -199,26 +199,26 @@ def test_a_vit_without_processor_gets_that_of_googles_and_says_so(
 def test_a_checkpoint_file_is_itself(tmp_path: Path) -> None:
     (tmp_path / "ViT-B_16.npz").write_bytes(b"")
     assert find_base(str(tmp_path / "ViT-B_16.npz"), download=False) == tmp_path / "ViT-B_16.npz"
-    assert not is_stock(tmp_path / "ViT-B_16.npz")
+    assert not is_huggingface(tmp_path / "ViT-B_16.npz")
 
 
-@pytest.mark.parametrize(("config", "stock"), [('{"model_type": "vit"}', True), ('{"model_type": "deit"}', False)])
-def test_the_config_says_what_is_stock(tmp_path: Path, config: str, stock: bool) -> None:
+@pytest.mark.parametrize(("config", "is_so"), [('{"model_type": "deit"}', True), ('{"architecture": "vit"}', False)])
+def test_the_config_says_whose_layout_it_is(tmp_path: Path, config: str, is_so: bool) -> None:
     (tmp_path / "config.json").write_text(config)
-    assert is_stock(tmp_path) is stock
+    assert is_huggingface(tmp_path) is is_so
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])
 def test_a_damaged_config_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config.json is damaged \(.*\): replace it") as caught:
-        is_stock(tmp_path)
+        is_huggingface(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("no_network")
 def test_a_cached_timm_model_needs_no_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learnable_memory.bases._download", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setattr("learnable_memory.bases.find._download", lambda *_: pytest.fail("asked the network"))
     snapshot = write_cache(tmp_path, "timm/vit", {"config.json": '{"architecture": "vit"}', "model.safetensors": ""})
     assert find_base("timm/vit", tmp_path) == snapshot
 
@@ -249,9 +249,3 @@ def test_a_known_processor_may_name_code_that_is_not_run(tmp_path: Path) -> None
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoImageProcessor": "mine.Mine"}}))
     assert preprocessing_of(tmp_path).height == 48
-
-
-def test_a_converted_base_that_was_saved_without_its_processor_is_not_taken_for_googles(tmp_path: Path) -> None:
-    stock_folder(tmp_path, base_layout={"extra_tokens": 1})
-    with pytest.raises(ValueError, match=r"was converted from another family than ViT and has no preprocessor_config"):
-        preprocessing_of(tmp_path)

@@ -30,7 +30,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from families_reference import Evil
+from foreign import Evil
 from learnable_memory.convolutional import ConvolutionalBase, ConvolutionalNetwork, is_convolutional
 from learnable_memory.heads import content_hash
 from learnable_memory.method_spec import MethodSpec

@@ -74,6 +74,7 @@ def assert_same_bits(found: Iterable[Batch], expected: Iterable[Batch]) -> None:
         {"height": 8, "width": 20},  # shifted sideways only
         {"height": 20, "width": 8},  # shifted up and down only
         {"height": 3, "width": 3},  # no room to crop or to shift
+        {"rounded": False},
     ],
     ids=str,
 )

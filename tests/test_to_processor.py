@@ -14,6 +14,7 @@ KINDS = {
     "centre of the shorter side": Preprocessing(16, 12, "bicubic", 1 / 255, (0.4, 0.5, 0.6), (0.2,) * 3, (20,)),
     "centre of a stretched image": Preprocessing(15, 15, "lanczos", 1 / 255, (0.5,) * 3, (0.5,) * 3, (18, 20)),
     "legacy-2023": Preprocessing(16, 16, "bilinear", 1 / 255, (0, 0, 0), (1, 1, 1)),
+    "not rounded": Preprocessing(16, 12, "bicubic", 1 / 255, (0.5,) * 3, (0.5,) * 3, (20,), rounded=False),
     "nearest, of other values": Preprocessing(16, 16, "nearest", 1 / 127.5, (1, 1, 1), (1, 1, 1)),
 }
 

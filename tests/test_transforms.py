@@ -6,6 +6,7 @@ import json
 import pickle
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import BeitImageProcessor, CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
+from transformers import (
+    BeitImageProcessor,
+    BitImageProcessor,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    DINOv3ViTImageProcessor,
+    Siglip2ImageProcessor,
+    SiglipImageProcessor,
+    ViTImageProcessor,
+)
 
+from learnable_memory.bases import read_processor
 from learnable_memory.legacy import preprocessing
 from learnable_memory.rgb import to_rgb
 from learnable_memory.transforms import VIEWS, Preprocessing
@@ -39,7 +50,17 @@ def processors() -> dict:
         "one mean for all channels": ViTImageProcessor(size=16, image_mean=0.25, image_std=0.5),
         "CLIP": CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
         "CLIP odd margins": CLIPImageProcessor(size={"shortest_edge": 19}, crop_size={"height": 16, "width": 12}),
+        "BEiT": BeitImageProcessor(size=16),
         "BEiT, crop of a square": BeitImageProcessor(size=18, crop_size=15, do_center_crop=True),
+        "DINOv2": BitImageProcessor(size={"shortest_edge": 18}, crop_size=16),
+        "SigLIP": SiglipImageProcessor(size={"height": 16, "width": 16}),
+        "SigLIP, not normalised": SiglipImageProcessor(size={"height": 16, "width": 16}, do_normalize=False),
+        "DINOv3": DINOv3ViTImageProcessor(size={"height": 16, "width": 16}),
+        "DINOv3, bicubic": DINOv3ViTImageProcessor(size={"height": 16, "width": 16}, resample=3),
+        "DINOv3, centre": DINOv3ViTImageProcessor(
+            size={"shortest_edge": 18}, crop_size={"height": 16, "width": 12}, do_center_crop=True
+        ),
+        "DINOv3, not normalised": DINOv3ViTImageProcessor(size={"height": 16, "width": 16}, do_normalize=False),
     }
 
 
@@ -87,6 +108,28 @@ def test_the_pixels_of_the_2023_implementation(shape: tuple[int, int]) -> None:
     assert np.abs(pixels - expected).max() <= 1 / 255 + 1e-6
 
 
+@pytest.mark.parametrize("name", processors())
+def test_a_saved_processor_is_read_as_it_was(name: str, tmp_path: Path) -> None:
+    """Also by the names that older versions wrote."""
+    processors()[name].save_pretrained(tmp_path)
+    assert Preprocessing.from_processor(read_processor(tmp_path)) == Preprocessing.from_processor(processors()[name])
+    file = tmp_path / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"image_processor_type": settings["image_processor_type"] + "Fast"}))
+    assert Preprocessing.from_processor(read_processor(tmp_path)) == Preprocessing.from_processor(processors()[name])
+
+
+def test_values_that_are_not_rounded_are_another_preprocessing() -> None:
+    """What is not said is as it was before: neither files nor hashes changed."""
+    unrounded = replace(SQUARE, rounded=False)
+    assert SQUARE.to_dict().keys() == unrounded.to_dict().keys() - {"rounded"}
+    assert unrounded.hash != SQUARE.hash and unrounded.words.startswith(
+        "resized to 16x16 (bilinear, not rounded), mean"
+    )
+    pixels, rounded = (way.eval_transform()(noise(40, 23)) for way in (unrounded, SQUARE))
+    assert 0 < (pixels - rounded).abs().max() <= 1 / 255 / 0.5 + 1e-6  # half a step in each direction
+
+
 def test_from_processor_reads_every_number() -> None:
     processor = CLIPImageProcessor(size={"shortest_edge": 20}, crop_size={"height": 16, "width": 12}, resample=3)
     processor.image_mean, processor.image_std, processor.rescale_factor = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], 1 / 100
@@ -104,6 +147,7 @@ def test_from_processor_reads_every_number() -> None:
         ("size", ViTImageProcessor(size={"shortest_edge": 16, "longest_edge": 32})),
         ("crop_size", CLIPImageProcessor(crop_size={"shortest_edge": 16})),
         ("crop_pct", ConvNextImageProcessor()),
+        ("max_num_patches", Siglip2ImageProcessor()),
         ("image_mean", ViTImageProcessor(image_mean=[0.5])),
     ],
 )
@@ -130,8 +174,9 @@ def test_hash_sees_every_field_and_nothing_else() -> None:
         "mean": (0.5, 0.5, 0.4),
         "std": (0.5, 0.5, 0.4),
         "resize": (16,),
+        "rounded": False,
     }
-    assert changes.keys() == SQUARE.to_dict().keys()
+    assert changes.keys() == SQUARE.to_dict().keys() | {"rounded"}
     hashes = {replace(SQUARE, **{name: value}).hash for name, value in changes.items()} | {SQUARE.hash}
     assert len(hashes) == len(changes) + 1
     assert all(len(value) == 16 and int(value, 16) >= 0 for value in hashes)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from learnable_memory.bases import convert, find_base, preprocessing_of, read_config
+from learnable_memory.bases import convert, find_base, is_huggingface, preprocessing_of, read_config, refuse
 from learnable_memory.config import RunOptions
 from learnable_memory.methods import TunedModel
 from learnable_memory.transforms import Preprocessing
@@ -54,15 +54,15 @@ def open_base(
         FileNotFoundError: it is neither here nor reachable.
     """
     place = find_base(base, cache_dir, download)
-    if place.is_dir() and "model_type" in read_config(place):
-        model, plain = MemoryCapableViT.from_pretrained(place), None
+    if is_huggingface(place):
+        refuse(read_config(place))
+        model = MemoryCapableViT.from_pretrained(place)
         for name in reversed(model.head_names):  # a folder with heads of its own serves as a base all the same
             model.remove_head(name)
     else:
-        plain = convert(place)
-        model = MemoryCapableViT.from_tensors(plain.config, plain.tensors)
+        model = MemoryCapableViT.from_base(convert(place))
     model.base_id = base  # not the folder in the cache
-    preprocessing = preprocessing_of(place, plain, own_pixels)
+    preprocessing = preprocessing_of(place, model, own_pixels)
     if image_size is not None:
         preprocessing = preprocessing.at(image_size)
     if sized:

@@ -1,6 +1,7 @@
 """Google's original files (`ViT-B_16.npz` and the like) of github.com/google-research/vision_transformer."""
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,24 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from learnable_memory.families.plain import PlainViT, plain_vit
-from learnable_memory.families.refused import CONVOLUTIONS, NO_CLASS_TOKEN
-from learnable_memory.transforms import Preprocessing
+from learnable_memory.bases.encoder import Encoder
+from learnable_memory.bases.refused import CONVOLUTIONS
 
 logger = logging.getLogger(__name__)
 
+# Those of flax -> those of `Encoder`.
 RENAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
-    r"^cls$": "embeddings.cls_token",
-    r"^Transformer/posembed_input/pos_embedding$": "embeddings.position_embeddings",
-    r"^embedding/": "embeddings.patch_embeddings.projection/",
+    r"^cls$": "class_token",
+    r"^Transformer/posembed_input/pos_embedding$": "positions",
+    r"^embedding/": "patches/",
     r"^Transformer/encoderblock_(\d+)/": r"layers.\1.",
-    r"^Transformer/encoder_norm/": "layernorm/",
-    r"LayerNorm_0/": "layernorm_before/",
-    r"LayerNorm_2/": "layernorm_after/",
-    r"MultiHeadDotProductAttention_1/(query|key|value)/": lambda found: f"attention.{found[1][0]}_proj/",
-    r"MultiHeadDotProductAttention_1/out/": "attention.o_proj/",
-    r"MlpBlock_3/Dense_0/": "mlp.fc1/",
-    r"MlpBlock_3/Dense_1/": "mlp.fc2/",
+    r"^Transformer/encoder_norm/": "norm/",
+    r"LayerNorm_([02])/": lambda found: f"norm{1 if found[1] == '0' else 2}/",
+    r"MultiHeadDotProductAttention_1/(query|key|value)/": r"\1/",
+    r"MultiHeadDotProductAttention_1/out/": "output/",
+    r"MlpBlock_3/Dense_0/": "mlp_in/",
+    r"MlpBlock_3/Dense_1/": "mlp_out/",
     r"^head/": "classifier/",
     r"/(scale|kernel)$": ".weight",
     r"/bias$": ".bias",
@@ -33,12 +33,11 @@ RENAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
 QUERY = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"  # [D, H, d]
 
 
-def from_npz(path: Path) -> PlainViT:
-    """A base from one of Google's `.npz` files, as the original JAX code computes it.
+def from_npz(path: Path) -> Encoder:
+    """An encoder from one of Google's `.npz` files, as the original JAX code computes it.
 
-    That is: layer norms with epsilon 1e-6 and GELU in its tanh form, the defaults of flax. (HuggingFace runs the same
-    tensors with 1e-12 and the exact GELU, so that its features differ in the third or fourth digit.) Positions of other
-    image sizes are interpolated linearly with the corners kept, as scipy.ndimage.zoom of order 1 does it there.
+    That is: layer norms with epsilon 1e-6 and GELU in its tanh form, the defaults of flax. (HuggingFace's conversions
+    run the same tensors with 1e-12 and the exact GELU, so that features differ in the third or fourth digit.)
 
     A classifier is left out, which is logged, if it reads not the class token but a further `pre_logits` layer, as in
     some of the ImageNet-21k files, or if it is all zero, as before training.
@@ -49,15 +48,21 @@ def from_npz(path: Path) -> PlainViT:
     arrays = _read(path)
     if any(re.match(r"conv_root|block\d", name) for name in arrays):
         raise ValueError(f"{path} cannot be a base: {CONVOLUTIONS}")
-    if "cls" not in arrays:
-        raise ValueError(f"{path} cannot be a base: {NO_CLASS_TOKEN} (no cls among its arrays)")
-    if QUERY not in arrays or arrays[QUERY].ndim != 3:
-        raise ValueError(f"{path} is no ViT of the original code: no {QUERY} [D, H, d]")
+    if "cls" not in arrays or QUERY not in arrays or arrays[QUERY].ndim != 3:
+        raise ValueError(f"{path} is no ViT of the original code, with cls and {QUERY} [D, H, d]")
     _drop_unusable_classifier(path, arrays)
-    return plain_vit(
-        path, "ViT of the original JAX code", dict(_converted(name, array) for name, array in arrays.items()),
-        readout="class", interpolation="bilinear_corners", num_attention_heads=arrays[QUERY].shape[1],
-        layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh", preprocessing=_preprocessing,
+    tensors = dict(_converted(name, array) for name, array in arrays.items())
+    positions = tensors.pop("positions", None)  # [1, 1 + P, D]
+    if positions is None or math.isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1:
+        found = "none" if positions is None else f"of shape {list(positions.shape)}"
+        raise ValueError(
+            f"{path} has to have positions of a class token and of the patches of a square; found: {found}"
+        )
+    tensors["class_position"], tensors["positions"] = positions[:, :1], positions[:, 1:]
+    side = math.isqrt(positions.shape[1] - 1) * len(arrays.get("embedding/kernel", ()))
+    return Encoder(
+        path, "ViT of the original JAX code", tensors, num_attention_heads=arrays[QUERY].shape[1], layer_norm_eps=1e-6,
+        hidden_act="gelu_pytorch_tanh", image_size=(side, side),
     )  # fmt: skip
 
 
@@ -103,8 +108,3 @@ def _converted(name: str, array: np.ndarray) -> tuple[str, torch.Tensor]:
     for pattern, replacement in RENAMES.items():
         name = re.sub(pattern, replacement, name)
     return name, torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _preprocessing(height: int, width: int) -> Preprocessing:
-    """The whole image, stretched; values from -1 to 1."""
-    return Preprocessing(height, width, "bilinear", 1 / 255, (0.5,) * 3, (0.5,) * 3)

@@ -1,13 +1,9 @@
-"""Base models: from a name or a path to files on disk, what kind of model they are, and which pixels it expects."""
+"""Where a base is: a folder, a file, the hub's cache, or a download; and what kind of files it has."""
 
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
-from learnable_memory import families
-from learnable_memory.families import PlainViT
-from learnable_memory.transforms import Preprocessing
 from learnable_memory.wording import in_one_line
 
 logger = logging.getLogger(__name__)
@@ -15,81 +11,26 @@ logger = logging.getLogger(__name__)
 SHIPPED_BASE = "models/base-tiny"
 
 CONFIG = "config.json"
-PROCESSOR = "preprocessor_config.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second of a model with a tokenizer
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # best first; a sharded one has NAME.index.json instead
 CHECKPOINTS = (".bin", ".npz", ".pt", ".pth", ".safetensors", ".tar")  # endings that no model on the hub has
 NETWORK_TIMEOUT = 5.0  # seconds to the hub's first answer: enough to tell whether there is a network
 
 
 # ------------------------------------------------------------------------------------------------------- what it is
-def is_stock(place: Path) -> bool:
-    """Whether `MemoryCapableViT.from_pretrained` reads this base itself; others go through `convert`."""
-    return place.is_dir() and read_config(place).get("model_type") == "vit"
+def is_huggingface(place: Path) -> bool:
+    """Whether this is a folder in HuggingFace's layout, of any model; others go through `convert`."""
+    return place.is_dir() and "model_type" in read_config(place)
 
 
-def convert(place: Path) -> PlainViT:
-    """A base of another family as a plain ViT.
-
-    Args:
-        place: from `find_base`: a folder in HuggingFace's or timm's layout, a Google `.npz` file, or a PyTorch file
-            with timm's names (DeiT, DINO, DINOv2, MAE, MoCo v3).
-
-    Raises:
-        ValueError: the files are damaged, or such a model cannot be a base; the message says why.
-        ModuleNotFoundError: a timm folder, without timm.
-    """
-    if place.suffix == ".npz":
-        return families.from_npz(place)
-    if place.is_file():
-        return families.from_checkpoint_file(place)
-    if _is_timm(place):
-        return families.from_timm(place)
-    return families.from_huggingface(place)
+def is_timm(place: Path) -> bool:
+    """Whether this is a folder in timm's layout, whose config.json names an architecture and no model type."""
+    return place.is_dir() and "architecture" in read_config(place) and not is_huggingface(place)
 
 
-def preprocessing_of(place: Path, plain: PlainViT | None = None, used: bool = True) -> Preprocessing:
-    """How the pixels of a base are made: as its processor says, or else as is usual in its family, which is logged.
-
-    Args:
-        place: from `find_base`.
-        plain: what `convert` gave for it, if that was done already.
-        used: whether pixels will be made so: if not, nothing is logged.
-
-    Raises:
-        ValueError: the processor does something that cannot be expressed, or comes with code of its own; a converted
-            base was saved without one.
-    """
-    if (place / PROCESSOR).is_file():
-        return Preprocessing.from_processor(read_processor(place))
-    if is_stock(place):
-        if read_config(place).get("base_layout"):
-            raise ValueError(
-                f"{place} was converted from another family than ViT and has no {PROCESSOR}: put there the one of the "
-                "model that it was converted from"
-            )
-        side = read_config(place).get("image_size", 224)
-        height, width = (side, side) if isinstance(side, int) else side
-        usual, family = Preprocessing(height, width, "bilinear", 1 / 255, (0.5,) * 3, (0.5,) * 3), "ViT"
-    else:
-        plain = plain or convert(place)
-        usual, family = plain.preprocessing, plain.family
-    if used and not (place.is_dir() and _is_timm(place)):  # timm keeps it in the config
-        logger.warning("%s has no %s; pixels are made as is usual for %s: %s.", place, PROCESSOR, family, usual.words)
-    return usual
-
-
-def read_processor(folder: Path) -> Any:
-    """The processor in a folder, as transformers reads it. Raises ValueError if it cannot."""
-    from transformers import AutoImageProcessor
-
-    try:
-        return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # left out, it would ask
-    except (ValueError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"cannot read {folder / PROCESSOR} ({reason}); code that comes with a model is never run: give a processor "
-            "that transformers has"
-        ) from error
+def has_processor(folder: Path) -> bool:
+    """Whether a folder says how its pixels are made."""
+    return any((folder / name).is_file() for name in PROCESSORS)
 
 
 def read_config(folder: Path) -> dict:
@@ -101,12 +42,6 @@ def read_config(folder: Path) -> dict:
         return config
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG} is damaged ({error}): replace it") from None
-
-
-def _is_timm(folder: Path) -> bool:
-    """timm's config.json names an architecture, HuggingFace's a model type."""
-    config = read_config(folder)
-    return "architecture" in config and "model_type" not in config
 
 
 # ------------------------------------------------------------------------------------------------------ where it is
@@ -126,7 +61,7 @@ def find_base(name_or_path: str, cache_dir: Path | None = None, download: bool =
     """
     place = Path(name_or_path).expanduser()
     if name_or_path == SHIPPED_BASE and not place.is_dir():  # called from another folder than the project's
-        place = Path(__file__).resolve().parent.parent / SHIPPED_BASE
+        place = Path(__file__).resolve().parents[2] / SHIPPED_BASE
         if not place.is_dir():
             raise FileNotFoundError(
                 f"the base {SHIPPED_BASE} comes with a clone of the repository, and this is none: clone it, or name "
@@ -141,7 +76,7 @@ def find_base(name_or_path: str, cache_dir: Path | None = None, download: bool =
     if name_or_path.startswith(("/", ".", "~")) or place.suffix in CHECKPOINTS:
         raise _not_found(name_or_path, cache_dir, "a path that is not there")
     cached = _find_in_cache(name_or_path, cache_dir)
-    if cached and ((cached / PROCESSOR).is_file() or _is_timm(cached)):
+    if cached and (has_processor(cached) or is_timm(cached)):
         return cached
     if not download:
         if cached:
@@ -153,7 +88,7 @@ def find_base(name_or_path: str, cache_dir: Path | None = None, download: bool =
         reason = in_one_line(error)
         if not cached:
             raise _not_found(name_or_path, cache_dir, reason) from error
-        logger.warning("%s is in the cache without %s, which could not be fetched (%s)", cached, PROCESSOR, reason)
+        logger.warning("%s is in the cache without %s, which could not be fetched (%s)", cached, PROCESSORS[0], reason)
         return cached
 
 
@@ -197,7 +132,7 @@ def _download(name: str, cache_dir: Path | None) -> Path:
 
     # Asked first for the files' names, and because a request with a time limit fails at once where there is no network.
     files = {file.rfilename for file in HfApi().model_info(name, timeout=NETWORK_TIMEOUT).siblings or ()}
-    wanted = [CONFIG, PROCESSOR, *_weight_files(name, files)]
+    wanted = [CONFIG, *PROCESSORS, *_weight_files(name, files)]
     return Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=wanted))
 
 
