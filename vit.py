@@ -418,11 +418,6 @@ class MemoryCapableViT(Inputs, Registry, Serving, Loading, Base):
             answers[name] = answer(self._classify(name, read), labels.get(name), states, rows)
         return answers
 
-    def _classify(self, name: str, features: Tensor) -> Tensor:
-        """[B, D] -> float32 logits [B, C], also under autocast; float64 of a base in float64"""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.heads[name].classifier(features.to(torch.promote_types(features.dtype, torch.float32)))
-
     def joint_attention(self) -> nn.ModuleList:
         """All layers' attention in joint form, sharing the base's weights: L of SelfAttentionWithMemory."""
         return nn.ModuleList(SelfAttentionWithMemory.from_attention(parts.attention) for parts in self.layer_parts())

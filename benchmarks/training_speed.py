@@ -50,7 +50,8 @@ from vit import BaseTokens, MemoryCapableViT, SelfAttentionWithMemory, build_att
 
 CLASSES = 100
 LARGE = {
-    "patch_size": 16, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "patch_size": 16, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "intermediate_size": 4096,
 }  # fmt: skip
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 SIZES = {  # stock class and its configuration; "naive" knows the first three only

@@ -12,6 +12,8 @@ from vit import MemoryCapableViT
 SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 PLAIN = {**SIZE, "intermediate_size": 64}
 RATIO = {**SIZE, "mlp_ratio": 2}
+FIVE, FIVE_RATIO = {**PLAIN, "num_labels": 5}, {**RATIO, "num_labels": 5}
+SHARED_BIAS = {"use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0}
 FLOAT_RATIO = {**SIZE, "mlp_ratio": 2.0}
 TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "bos_token_id": 1}
 TOWERS = {"vision_config": PLAIN, "text_config": TEXT, "num_labels": 5}
@@ -22,13 +24,13 @@ CLIP = ("layer_norm1", "self_attn", "out_proj", "layer_norm2", "mlp")
 AIM = ("rms_norm1", "attention", "out_proj", "rms_norm2", "ffn")
 CASES = {
     "vit": ("ViTModel", "ViTConfig", PLAIN, VIT),
-    "vit classifier": ("ViTForImageClassification", "ViTConfig", {**PLAIN, "num_labels": 5}, VIT),
-    "deit": ("DeiTForImageClassification", "DeiTConfig", {**PLAIN, "num_labels": 5}, VIT),
-    "deit teacher": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", {**PLAIN, "num_labels": 5}, VIT),
-    "msn": ("ViTMSNForImageClassification", "ViTMSNConfig", {**PLAIN, "num_labels": 5}, VIT),
-    "dinov2": ("Dinov2ForImageClassification", "Dinov2Config", {**RATIO, "num_labels": 5}, DINO),
+    "vit classifier": ("ViTForImageClassification", "ViTConfig", FIVE, VIT),
+    "deit": ("DeiTForImageClassification", "DeiTConfig", FIVE, VIT),
+    "deit teacher": ("DeiTForImageClassificationWithTeacher", "DeiTConfig", FIVE, VIT),
+    "msn": ("ViTMSNForImageClassification", "ViTMSNConfig", FIVE, VIT),
+    "dinov2": ("Dinov2ForImageClassification", "Dinov2Config", FIVE_RATIO, DINO),
     "dinov2 giant": ("Dinov2Model", "Dinov2Config", {**RATIO, "use_swiglu_ffn": True}, DINO),
-    "dinov2 registers": ("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", {**RATIO, "num_labels": 5}, DINO),
+    "dinov2 registers": ("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", FIVE_RATIO, DINO),
     "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", {**PLAIN, "num_register_tokens": 4}, DINO),
     "dinov3 gated": ("DINOv3ViTModel", "DINOv3ViTConfig", {**PLAIN, "use_gated_mlp": True}, DINO),
     "clip": ("CLIPVisionModel", "CLIPVisionConfig", PLAIN, CLIP),
@@ -37,9 +39,9 @@ CASES = {
     "siglip": ("SiglipVisionModel", "SiglipVisionConfig", PLAIN, CLIP),
     "siglip classifier": ("SiglipForImageClassification", "SiglipConfig", TOWERS, CLIP),
     "aimv2": ("Aimv2VisionModel", "Aimv2VisionConfig", PLAIN, AIM),
-    "ijepa": ("IJepaForImageClassification", "IJepaConfig", {**PLAIN, "num_labels": 5}, VIT),
-    "beit": ("BeitForImageClassification", "BeitConfig", {**PLAIN, "use_relative_position_bias": True, "num_labels": 5}, VIT),
-    "beit shared": ("BeitModel", "BeitConfig", {**PLAIN, "use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0}, VIT),
+    "ijepa": ("IJepaForImageClassification", "IJepaConfig", FIVE, VIT),
+    "beit": ("BeitForImageClassification", "BeitConfig", {**FIVE, "use_relative_position_bias": True}, VIT),
+    "beit shared": ("BeitModel", "BeitConfig", {**PLAIN, **SHARED_BIAS}, VIT),
     "c-radio": ("RadioModel", "RadioConfig", FLOAT_RATIO, DINO),
     "tipsv2": ("Tipsv2VisionModel", "Tipsv2VisionConfig", RATIO, DINO),
     "pixio": ("PixioModel", "PixioConfig", RATIO, VIT),

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from stock_families import CASES, IMAGES, PLAIN, TOWERS, stock, with_heads
+from stock_families import CASES, IMAGES, PLAIN, TEXT, TOWERS, stock, with_heads
 from vit import MemoryCapableViT, build_attention_mask
 
 
@@ -21,7 +21,7 @@ def case(request) -> str:
     return request.param
 
 
-# ------------------------------------------------------------------------------------------------------------ the oracle
+# ----------------------------------------------------------------------------------------------------------- the oracle
 def updated(module: nn.Linear, update, index: int) -> nn.Linear:
     module = copy.deepcopy(module)
     module.weight.data += update.up[index] @ update.down[index]
@@ -35,7 +35,7 @@ def rotate(attention: nn.Module, tokens: torch.Tensor, positions) -> torch.Tenso
 
 
 def joint_outputs(model, case: str, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """States of the base [B, N, D] after each layer, and of every head what its classifier is to read, in one attention."""
+    """States of the base [B, N, D] after each layer, and what the classifier of every head is to read."""
     first, attention_name, output, second, mlp_name = CASES[case][3]
     encoder = next(m for m in model.modules() if isinstance(getattr(m, "embeddings", None), nn.Module))
     layers = next(m for m in encoder.modules() if isinstance(m, nn.ModuleList) and hasattr(m[0], attention_name))
@@ -284,12 +284,12 @@ def test_other_sizes_of_images_are_the_stock_class_s_own(case, size):
 @pytest.mark.parametrize(
     ("kind", "config", "settings", "reason"),
     [
-        ("Sapiens2Model", "Sapiens2Config", PLAIN, "its layers are not pre-norm transformer layers as they are known here"),
+        ("Sapiens2Model", "Sapiens2Config", PLAIN, "its layers are not pre-norm transformer layers"),
         ("MLCDVisionModel", "MLCDVisionConfig", PLAIN, "it turns its class token by a position of its own"),
-        ("Siglip2VisionModel", "Siglip2VisionConfig", {**PLAIN, "num_patches": 16}, "it takes lists of patches of images of any shape"),
+        ("Siglip2VisionModel", "Siglip2VisionConfig", {**PLAIN, "num_patches": 16}, "it takes lists of patches"),
         ("SwinModel", "SwinConfig", {"image_size": 32}, "cannot be a base"),
         ("ViTModel", "ViTConfig", {**PLAIN, "num_channels": 1}, "its images have 1 channels, and they are RGB here"),
-        ("BertModel", "BertConfig", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}, "has no embeddings followed by"),
+        ("BertModel", "BertConfig", {**TEXT, "vocab_size": 50}, "has no embeddings followed by"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith("Model") else "",
 )  # fmt: skip

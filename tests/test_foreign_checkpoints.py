@@ -119,6 +119,7 @@ def test_it_is_said_what_a_model_was(tmp_path: Path) -> None:
 def test_nothing_is_reported_while_loading(tmp_path: Path, caplog, capfd) -> None:
     """Neither transformers' report nor its progress bar."""
     place = folder(tmp_path, timm_model("vit_base_patch16_siglip_gap_224"))
+    transformers.utils.logging.enable_progress_bar()  # command lines switch it off
     capfd.readouterr()
     convert(place)
     assert (caplog.text, capfd.readouterr()) == ("", ("", ""))

@@ -96,7 +96,9 @@ def test_heads_is_a_leaf():
 
 
 def test_the_model_stands_on_heads_alone():
-    assert imported_from_project(ROOT / "vit.py") <= {"learnable_memory.heads", "learnable_memory.projections"}
+    below = "learnable_memory.heads", "learnable_memory.projections", "learnable_memory.model"
+    for path in (ROOT / "vit.py", *(ROOT / "learnable_memory" / "model").glob("*.py")):
+        assert [name for name in imported_from_project(path) if not name.startswith(below)] == []
 
 
 def test_the_library_never_imports_the_model_or_a_command():
@@ -113,9 +115,9 @@ def test_what_command_lines_load_first_is_standard_library():
 
 
 def test_files_stay_short():
-    """vit.py is left out: the whole model in one file is what its readers expect."""
-    counts = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE + TOP_LEVEL[1:]}
-    assert {name: lines for name, lines in counts.items() if lines >= 400} == {}
+    """400 lines; vit.py, which holds the method, 450."""
+    counts = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE + TOP_LEVEL}
+    assert {name: lines for name, lines in counts.items() if lines > (450 if name == "vit.py" else 400)} == {}
 
 
 def test_functions_stay_short():

@@ -1,4 +1,4 @@
-"""What the heads of a pass bring to it: class tokens, memory, low-rank updates, and who sees whom."""
+"""What the heads of a pass bring to it: class tokens, memory, low-rank updates, who sees whom, and classifiers."""
 
 from collections.abc import MutableMapping, Sequence
 from typing import Any
@@ -72,3 +72,8 @@ class Inputs(Stock):
         if self.folded is not None:
             return self.folded.low_rank(tasks)
         return stack_low_rank([self.heads[name] for name in tasks], self.dtype)
+
+    def _classify(self, name: str, features: Tensor) -> Tensor:
+        """[B, D] -> float32 logits [B, C], also under autocast; float64 of a base in float64"""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.heads[name].classifier(features.to(torch.promote_types(features.dtype, torch.float32)))
