@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from learnable_memory.formats import image_endings
+
 
 class Images(Protocol):
     """A row of images that are decoded one at a time; picklable, so that loader processes can be started anywhere."""
@@ -158,6 +160,7 @@ def _decode(encoded: BinaryIO) -> Image.Image:
 
     Never given a path: PIL maps some uncompressed files then, and forgets how they are turned.
     """
+    image_endings()  # makes plug-ins known: a loader process has not looked for files
     with Image.open(encoded) as image:
         image.load()
         return image
@@ -258,12 +261,13 @@ class ImageSet(Dataset):
         return ImageSet(self.images, new_labels[self._all_labels], self.indices[kept])
 
 
-def split_off(image_set: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+def split_off(image_set: ImageSet, fraction: float, seed: int, way_out: str | None = None) -> tuple[ImageSet, ImageSet]:
     """Hold out a fraction of each class, at least one image of it and never the last; the same for the same seed.
 
     Args:
         fraction: between 0 and 1.
         seed: 0 to 2**32 - 1.
+        way_out: what else than adding images an error is to advise.
 
     Returns:
         The rest and the held-out part, both in the order of `image_set`.
@@ -283,5 +287,6 @@ def split_off(image_set: ImageSet, fraction: float, seed: int) -> tuple[ImageSet
     if not held_out.any():
         raise ValueError(
             f"cannot hold out {fraction:.0%} of {len(labels)} images: no class has two images left; add images"
+            + (f", or {way_out}" if way_out else "")
         )
     return image_set.subset(np.flatnonzero(~held_out)), image_set.subset(np.flatnonzero(held_out))

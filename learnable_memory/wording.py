@@ -10,6 +10,11 @@ def some(items: Sequence[object], most: int) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """How many of something there are: "1 file", "2,000 files"; `many` where its plural is no "s" more."""
+    return f"{number:,} {one}" if number == 1 else f"{number:,} {many or one + 's'}"
+
+
 def printable(line: str) -> str:
     """Without line breaks and control sequences, which a name in somebody's file may hold; what is no text as \\xNN."""
     text = line.encode(errors="backslashreplace").decode()

@@ -63,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging()
     preprocessing = preprocessing_for(options)
     data = load_data_set(
-        options.name, options.directory, options.split_seed, not options.no_download, split=options.split,
-        image_column=options.image_column, label_column=options.label_column,
-    )  # fmt: skip
+        options.name, options.directory, options.split_seed, not options.no_download, **options.choices
+    )
     print(f"{data.name}: {len(data.labels):,} classes, from {data.source}")
     print(f"split {data.split}, split seed {data.split_seed}, selection seed {data.select_seed}\n")
     print(f"{overview.splits_table(data)}\n\n{overview.class_balance(data)}\n")
