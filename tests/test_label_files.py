@@ -94,7 +94,11 @@ def expected(role: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     "names",
-    [("train.txt", "val.txt", "test.txt"), ("train800.txt", "val200.txt", "list_test.txt"), ("My-Train.txt", "valid.txt", "TESTING.txt")],
+    [
+        ("train.txt", "val.txt", "test.txt"),
+        ("train800.txt", "val200.txt", "list_test.txt"),
+        ("My-Train.txt", "valid.txt", "TESTING.txt"),
+    ],
 )  # fmt: skip
 def test_a_file_for_each_split(root: Path, names: tuple[str, ...]) -> None:
     for name, role in zip(names, ("train", "val", "test"), strict=True):
@@ -137,8 +141,8 @@ def test_lists_as_they_circulate_need_to_be_told_which_label_is_meant(root: Path
     with pytest.raises(ValueError) as caught:
         read(root, "train.txt", "test.txt")
     assert str(caught.value) == (
-        f"{root / 'train.txt'} has several columns that could be the labels; name one of 2, 3 with --label_column NAME; "
-        "the columns are 1 (images/0.jpg), 2 (0), 3 (0)"
+        f"{root / 'train.txt'} has several columns that could be the labels; name one of 2, 3 with --label_column "
+        "NAME; the columns are 1 (images/0.jpg), 2 (0), 3 (0)"
     )
     fine, coarse = (read(root, "train.txt", "test.txt", label_column=column) for column in "23")
     assert (fine.labels, coarse.labels) == (["0", "1", "2", "3"], ["0", "1"])
@@ -174,7 +178,7 @@ def test_by_name_and_from_its_record(root: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("Digits", {"label_files": ["train.txt"]}, "Digits is no folder of images: leave --class_folders and --labels out"),
+        ("Digits", {"label_files": ["a.txt"]}, "Digits is no folder of images: leave --class_folders and --labels out"),
         ("folder:{root}", {"label_files": ["none.txt"]}, "--labels none.txt: no such file in {root} or {here}"),
         ("folder:{root}", {"label_column": "2"}, "is no table: leave --image_column and --label_column out"),
         (
@@ -190,22 +194,23 @@ def test_choices_that_do_not_go_together(root: Path, name: str, flags: dict, mes
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
+CAT, DOG = "images/0.jpg cat", "images/1.jpg dog"
 FAULTS = {
     "no rows": ({"a.txt": []}, "a.txt (it has no rows)"),
     "names of columns only": ({"a.csv": ["image,label"]}, "a.csv (it has no rows below the names of its columns)"),
-    "no image": ({"a.csv": ["image,label", "x,cat", "y,dog"]}, "has no column of image files; name one with --image_col"),
+    "no image": ({"a.csv": ["image,label", "x,cat"]}, "has no column of image files; name one with --image_column"),
     "no label": ({"a.txt": ["images/0.jpg", "images/1.jpg"]}, "a.txt has no labels; the columns are 1 (images/0.jpg)"),
     "an empty label": ({"a.csv": ["images/0.jpg,", "images/1.jpg,dog"]}, "gives images/0.jpg no label, in line 1"),
-    "missing": ({"a.txt": ["images/0.jpg cat", "images/9.jpg dog"]}, "the train list lists 1 images that are not in"),
-    "outside": ({"a.txt": ["images/0.jpg cat", "../9.jpg dog"]}, "lists ../9.jpg in line 2, which is not in"),
-    "twice": ({"a.txt": ["images/0.jpg cat", "./images/0.jpg dog"]}, "lists images/0.jpg twice, the second time in line 2"),
-    "twice in two": ({"train_a.txt": ["images/0.jpg cat"], "train_b.txt": ["images/0.jpg cat"]}, "which another list has"),
-    "two splits": ({"train.txt": ["images/0.jpg cat"], "val.txt": ["images/0.jpg cat"]}, "an image belongs to one split"),
-    "no training list": ({"val.txt": ["images/0.jpg cat"], "test.txt": ["images/1.jpg cat"]}, "none to train on"),
-    "names that say nothing": ({"a.txt": ["images/0.jpg cat"], "b.txt": ["images/1.jpg cat"]}, "does not say which split"),
-    "a name that says two": ({"train_val.txt": ["images/0.jpg cat"], "test.txt": ["images/1.jpg cat"]}, "does not say wh"),
+    "missing": ({"a.txt": [CAT, "images/9.jpg dog"]}, "the train list lists 1 images that are not in"),
+    "outside": ({"a.txt": [CAT, "../9.jpg dog"]}, "lists ../9.jpg in line 2, which is not in"),
+    "twice": ({"a.txt": [CAT, f"./{CAT}"]}, "lists images/0.jpg twice, the second time in line 2"),
+    "twice in two": ({"train_a.txt": [CAT], "train_b.txt": [CAT]}, "images/0.jpg, which another list has too"),
+    "two splits": ({"train.txt": [CAT], "val.txt": [CAT]}, "an image belongs to one split"),
+    "no training list": ({"val.txt": [CAT], "test.txt": [DOG]}, "images to evaluate on and none to train on"),
+    "names that say nothing": ({"a.txt": [CAT], "b.txt": [DOG]}, "does not say which split it lists"),
+    "a name that says two": ({"train_val.txt": [CAT], "test.txt": [DOG]}, "does not say which split it lists"),
     "an unknown label": (
-        {"train.txt": ["images/0.jpg cat"], "test.txt": ["images/1.jpg dog"]},
+        {"train.txt": [CAT], "test.txt": [DOG]},
         "images/1.jpg, of the eval list, has the label dog, which no training image has",
     ),
     "an unknown split": (
@@ -213,8 +218,11 @@ FAULTS = {
         "has the split 'query' in line 3; legal: train, training, validation, val, valid, dev, test, testing",
     ),
     "no JSON": ({"a.jsonl": ['{"image": "images/0.jpg", "label": "cat"}', "[1]"]}, "line 2 is no JSON object"),
-    "a key is missing": ({"a.jsonl": ['{"image": "images/0.jpg", "label": "cat"}', "{}"]}, "line 2 has no text or number"),
-}  # fmt: skip
+    "a key is missing": (
+        {"a.jsonl": ['{"image": "images/0.jpg", "label": "cat"}', '{"image": "images/1.jpg"}']},
+        "line 2 has no text or number as its label",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
