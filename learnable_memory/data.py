@@ -100,7 +100,7 @@ class DataSet:
 
     def record(self) -> dict[str, Any]:
         """What a head file keeps of it, JSON-able: enough to tell whether two runs saw the same images."""
-        splits = {"train": self.train, "select": self.select, "eval": self.eval}
+        splits = {"train": self.train.record(), "select": self.select.record(), "eval": self.eval.record(contents=True)}
         return {
             "name": self.name,
             "source": self.source,
@@ -114,7 +114,7 @@ class DataSet:
             "folds": self.folds,
             "left_out": self.left_out
             and {role: {"images": len(names), "names": names[:MOST_NAMES]} for role, names in self.left_out.items()},
-            "splits": {role: split.record() for role, split in splits.items()},
+            "splits": splits,
         }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from learnable_memory.contents import contents_of
 from learnable_memory.formats import image_endings
 
 
@@ -25,6 +26,9 @@ class Images(Protocol):
 
     def stamp(self, row: int) -> bytes:
         """Changes when the image's pixels do; cheaper than reading files."""
+
+    def contents(self, row: int) -> bytes:
+        """The bytes of its file, or the pixels of a small image. Raises OSError if there is no file."""
 
     def describe(self, row: int) -> str:
         """What to call this image in an error."""
@@ -42,8 +46,10 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def stamp(self, row: int) -> bytes:
+    def contents(self, row: int) -> bytes:
         return self.pixels[row].tobytes()
+
+    stamp = contents
 
     def identity(self, row: int) -> str:
         return str(row)
@@ -67,6 +73,13 @@ class EncodedImages:
     def stamp(self, row: int) -> bytes:
         return self.column[row].as_py()
 
+    def contents(self, row: int) -> bytes:
+        # Small images: CIFAR is the same data in torchvision's files, which are pixels, and in the hub's.
+        try:
+            return np.asarray(self.read(row)).tobytes()
+        except Exception:  # of PIL's decoders: it is broken, and a change all the same when it is mended
+            return self.column[row].as_py() or b""
+
     def identity(self, row: int) -> str:
         return str(row)
 
@@ -81,19 +94,21 @@ class TableImages:
     """A column of images in a `datasets.Dataset`, which stays on disk: each is encoded bytes, or the path of a file.
 
     Args:
-        table: of which only `column` is looked at; structs of bytes and path, or bytes alone, not decoded.
+        table: of which only `column` is looked at; structs of bytes and path, bytes alone, or paths; not decoded.
         name: what to call the table in errors.
+        root: the folder that the table came from, which paths are relative to; None: there is none.
     """
 
-    def __init__(self, table: Any, column: str, name: str) -> None:
-        self.table, self.column, self.name = table.select_columns([column]), column, name
+    def __init__(self, table: Any, column: str, name: str, root: Path | None = None) -> None:
+        self.table, self.column, self.name, self.root = table.select_columns([column]), column, name, root
         self.version = table._fingerprint  # of the files that it was made from
 
     def __len__(self) -> int:
         return len(self.table)
 
     def stamp(self, row: int) -> bytes:
-        return f"{self.version} {row}".encode()
+        stored = self._stored(row) if row in self.paths else None
+        return _stamp(stored) if isinstance(stored, Path) else f"{self.version} {row}".encode()
 
     @cached_property
     def _sizes(self) -> np.ndarray:
@@ -106,20 +121,50 @@ class TableImages:
             stored = pc.struct_field(stored, "bytes")
         return pc.fill_null(pc.binary_length(stored.cast(pa.large_binary())), 0).to_numpy()
 
+    @cached_property
+    def paths(self) -> dict[int, str]:
+        """The rows that hold a path and no bytes: the path relative to the folder of the data, wherever that lies."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        stored = self.table.data.column(self.column)
+        if pa.types.is_struct(stored.type):
+            paths, without_bytes = pc.struct_field(stored, "path"), pc.is_null(pc.struct_field(stored, "bytes"))
+            rows = np.flatnonzero(pc.and_(without_bytes, pc.is_valid(paths)).to_numpy())
+        elif pa.types.is_string(stored.type) or pa.types.is_large_string(stored.type):
+            paths, rows = stored, np.flatnonzero(pc.is_valid(stored).to_numpy())
+        else:
+            return {}
+        found = dict(zip(rows.tolist(), paths.take(pa.array(rows)).to_pylist(), strict=True))
+        whole = {row: os.path.normpath(Path(self.root or "", path)) for row, path in found.items()}
+        root = str(self.root)
+        if self.root is None or not all(Path(path).is_relative_to(root) for path in whole.values()):
+            # The library unpacks archives of the hub somewhere in its cache.
+            root = os.path.commonpath([os.path.dirname(path) for path in whole.values()]) if whole else ""
+        return {row: Path(os.path.relpath(path, root)).as_posix() for row, path in whole.items()}
+
     def identity(self, row: int) -> str:
         # A row number alone would stay when the rows of a table change places.
-        return f"{row}, {self._sizes[row]} bytes"
+        return self.paths[row] if row in self.paths else f"{row}, {self._sizes[row]} bytes"
 
     def describe(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
-    def read(self, row: int) -> Image.Image:
+    def _stored(self, row: int) -> bytes | Path:
         stored = self.table[row][self.column]
         if isinstance(stored, dict):
             stored = stored["bytes"] if stored["bytes"] is not None else stored["path"]
         if stored is None:
-            raise ValueError("the row is empty")
-        return _decode_file(Path(stored)) if isinstance(stored, str) else _decode(io.BytesIO(stored))
+            return b""
+        return Path(self.root or "", stored) if isinstance(stored, str) else stored
+
+    def contents(self, row: int) -> bytes:
+        stored = self._stored(row)
+        return stored.read_bytes() if isinstance(stored, Path) else stored
+
+    def read(self, row: int) -> Image.Image:
+        stored = self._stored(row)
+        return _decode_file(stored) if isinstance(stored, Path) else _decode(io.BytesIO(stored))
 
 
 class ImageFiles:
@@ -142,8 +187,10 @@ class ImageFiles:
         return self.root / self.identity(row)
 
     def stamp(self, row: int) -> bytes:
-        status = self.path(row).stat()
-        return f"{status.st_size} {status.st_mtime_ns}".encode()
+        return _stamp(self.path(row))
+
+    def contents(self, row: int) -> bytes:
+        return self.path(row).read_bytes()
 
     def identity(self, row: int) -> str:
         return os.fsdecode(self._names[row])
@@ -153,6 +200,11 @@ class ImageFiles:
 
     def read(self, row: int) -> Image.Image:
         return _decode_file(self.path(row))
+
+
+def _stamp(path: Path) -> bytes:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
 def _decode(encoded: BinaryIO) -> Image.Image:
@@ -209,9 +261,17 @@ class ImageSet(Dataset):
             digest.update(f"{self.images.identity(int(row))}\0{label}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
-    def record(self) -> dict[str, Any]:
-        """What tells this split from another, JSON-able: how many images, and their hash."""
-        return {"images": len(self), "hash": self.hash}
+    def record(self, contents: bool = False) -> dict[str, Any]:
+        """What tells this split from another, JSON-able: how many images, and their hash.
+
+        Args:
+            contents: also their size in bytes, and a digest of all that is in them (see `contents.contents_of`).
+        """
+        return {"images": len(self), "hash": self.hash, **(self._contents if contents else {})}
+
+    @cached_property  # each image is read
+    def _contents(self) -> dict[str, Any]:
+        return contents_of(self)
 
     @property
     def content_hash(self) -> str:

@@ -13,6 +13,7 @@ from learnable_memory.commands.inputs import evaluation_loader, recorded_data
 from learnable_memory.commands.model import start_logging
 from learnable_memory.commands.tuned import ChosenNetwork, choose, load_model
 from learnable_memory.config import ValidationOptions
+from learnable_memory.contents import difference
 from learnable_memory.data import CHOICES, DATA_SETS, DataSet
 from learnable_memory.evaluate import evaluate
 from learnable_memory.projections import ranks_in_short
@@ -146,17 +147,19 @@ def row(metadata: dict, data: DataSet, score: dict, learned: dict) -> dict:
     record = metadata["dataset"]
     stored = (metadata.get("metrics", {}).get("eval") or {}).get("top1")  # None where training has diverged
     splits = record.get("splits", {})
-    if splits and data.eval.hash != splits["eval"]["hash"]:
+    here = data.eval.record(contents="contents" in splits.get("eval", {}))
+    different = difference(splits["eval"], here) if splits else None
+    if different:
         logger.warning(
-            "%s: the evaluation split here (%s) is not the one in the file (%s): accuracies cannot be compared.",
-            metadata["name"], data.source, record["source"],
+            "%s: the evaluation split here (%s) is not the one in the file (%s), %s: accuracies cannot be compared.",
+            metadata["name"], data.source, record["source"], different,
         )  # fmt: skip
         stored = None
     return {
         "head": metadata["name"],
         "base": metadata["base"],
         # Of train and select it says what the head has seen: only eval was looked at here.
-        "dataset": {**record, "splits": {**splits, "eval": data.eval.record()}},
+        "dataset": {**record, "splits": {**splits, "eval": here}},
         "split": split_of(metadata, data),
         **learned,
         **score,
