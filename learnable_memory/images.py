@@ -1,5 +1,6 @@
 """Labelled images, wherever they are kept, and how a part of them is held out."""
 
+import errno
 import hashlib
 import io
 import os
@@ -14,6 +15,9 @@ from torch.utils.data import Dataset
 
 from learnable_memory.contents import contents_of
 from learnable_memory.formats import image_endings
+
+# The end of errors about an image that is broken.
+OR_SKIP = ", or train and predict without such images: --on_bad_image skip"
 
 
 class Images(Protocol):
@@ -202,6 +206,15 @@ class ImageFiles:
         return _decode_file(self.path(row))
 
 
+def is_of_the_machine(error: BaseException | None) -> bool:
+    """Whether what went wrong in reading an image is no fault of the image: a missing file, a failing disk.
+
+    PIL's own OSErrors have no number; EINVAL comes of offsets in a damaged file that lead nowhere. A MemoryError is the
+    image's: PIL raises it for headers that claim too much, before it has allocated anything.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 def _stamp(path: Path) -> bytes:
     status = path.stat()
     return f"{status.st_size} {status.st_mtime_ns}".encode()
@@ -293,12 +306,12 @@ class ImageSet(Dataset):
         except Image.DecompressionBombError as error:
             raise ValueError(
                 f"the image {self.images.describe(row)} is too large to be decoded ({error}): the limit is twice "
-                "PIL's Image.MAX_IMAGE_PIXELS; make it smaller or remove it"
+                f"PIL's Image.MAX_IMAGE_PIXELS; make it smaller or remove it{OR_SKIP}"
             ) from error
         except Exception as error:  # PIL's decoders raise anything from SyntaxError to struct.error
             raise ValueError(
                 f"cannot read the image {self.images.describe(row)} ({type(error).__name__}: {error}); "
-                "repair it or remove it"
+                f"repair it or remove it{'' if is_of_the_machine(error) else OR_SKIP}"
             ) from error
 
     def identity(self, index: int) -> str:

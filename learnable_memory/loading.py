@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from learnable_memory.images import ImageSet
+from learnable_memory.images import OR_SKIP, ImageSet
 from learnable_memory.transforms import Transform
 
 Key = tuple[int, int]  # which random view, of which image of the split
@@ -68,7 +68,7 @@ class Views(Dataset):
             try:
                 return self.transform(image), label
             except ValueError as error:
-                raise ValueError(f"{self.image_set.describe(index)}: {error}") from error
+                raise ValueError(f"{self.image_set.describe(index)}: {error}{OR_SKIP}") from error
 
 
 class EpochBatches(Sampler[list[Key]]):

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from learnable_memory.images import ArrayImages, EncodedImages, ImageSet
+from learnable_memory.images import OR_SKIP, ArrayImages, EncodedImages, ImageSet
 from learnable_memory.loading import EpochBatches, Key, view_seed
 from learnable_memory.rgb import to_rgb
 from learnable_memory.transforms import BATCH_VIEWS, Preprocessing
@@ -61,7 +61,7 @@ def decode(image_set: ImageSet) -> torch.Tensor:
         try:
             decoded = np.asarray(to_rgb(image))  # [H, W, 3]
         except ValueError as error:
-            raise ValueError(f"{image_set.describe(index)}: {error}") from error
+            raise ValueError(f"{image_set.describe(index)}: {error}{OR_SKIP}") from error
         if index == 0:
             pixels = np.empty((len(image_set), *decoded.shape), dtype=np.uint8)
         if decoded.shape != pixels.shape[1:]:

@@ -16,6 +16,7 @@ import torchvision
 from PIL import Image
 
 from file_server import md5, serving, tar
+from learnable_memory.contents import difference
 from learnable_memory.data import ImageSet, data_set_names, load_data_set
 from learnable_memory.loading import make_loader
 from learnable_memory.transforms import Preprocessing
@@ -385,6 +386,57 @@ def test_record_is_json_and_tells_the_splits(tmp_path: Path) -> None:
     assert (record["name"], record["source"], record["split_seed"]) == ("Digits", "scikit-learn: load_digits", 3)
     assert record["splits"]["select"] == {"images": len(data.select), "hash": data.select.hash}
     assert set(record["splits"]) == {"train", "select", "eval"}
+
+
+def test_the_record_of_eval_sees_what_changes_under_the_same_name(tmp_path: Path) -> None:
+    """Other sizes, and other contents of the same size; of what an earlier record does not say, nothing."""
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / split / name / f"{number}.bmp")
+
+    def record() -> dict:
+        return load_data_set(f"folder:{tmp_path}", tmp_path).record()["splits"]["eval"]
+
+    first, file = record(), tmp_path / "test" / "b" / "1.bmp"
+    assert first["bytes"] == 6 * file.stat().st_size and len(first["contents"]) == 16
+    assert difference(first, record()) is None
+    Image.new("RGB", (4, 4), (9, 0, 0)).save(file)
+    other = record()
+    assert (other["hash"], other["bytes"]) == (first["hash"], first["bytes"]) and other != first
+    assert difference(first, other) == "images of the same names have changed since (of the same size in all)"
+    Image.new("RGB", (5, 4)).save(file)
+    sizes = f"{record()['bytes']:,} bytes in all here, {first['bytes']:,} there"
+    assert difference(first, record()) == f"images of the same names have changed since ({sizes})"
+    earlier = {"images": 6, "hash": first["hash"]}
+    assert difference(earlier, record()) is None
+    assert difference(first | {"hash": "0" * 16}, first) == "it has other images or labels (6 here, 6 there)"
+    assert difference({"hash": "0" * 16}, first) == "it has other images or labels (another hash)"
+    file.unlink()
+    file.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"^cannot read the image .*/test/b/1.bmp \(.*No such file.*\); put it there$"):
+        record()
+
+
+@pytest.mark.parametrize("name", ["photos", "nested/photos", "~/photos", "tables", "pets.parquet"])
+def test_a_path_that_is_taken_for_a_name_is_told_what_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("photos/cat", "nested/photos/cat", "tables", "digits"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("pets.parquet", "tables/train.parquet"):
+        (tmp_path / file).write_bytes(b"")
+    kind = "parquet" if name in ("tables", "pets.parquet") else "folder"
+    with pytest.raises(ValueError) as caught:
+        load_data_set(name, tmp_path)
+    assert str(caught.value) == (
+        f"unknown data set {name!r}, but there is such a path here: for that write {kind}:{name}"
+    )
+    with pytest.raises(ValueError, match="did you mean Digits"):  # whatever lies here
+        load_data_set("digits", tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------- real data

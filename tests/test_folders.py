@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from learnable_memory import formats
-from learnable_memory.data import ImageSet, load_data_set
+from learnable_memory.data import DataSet, ImageSet, load_data_set
 from learnable_memory.images import ImageFiles
 from learnable_memory.loading import make_loader
 from learnable_memory.sources.folders import read_folder
@@ -129,6 +129,31 @@ def test_a_training_split_alone_is_split_as_a_folder_without_any(tmp_path: Path,
         assert [one.identity(index) for index in range(len(one))] == [
             f"{train}/{other.identity(index)}" for index in range(len(other))
         ]
+
+
+ONE_EACH = {"ant": 1, "bee": 1, "cow": 1}
+
+
+def test_nothing_is_held_out_to_choose_on_where_nobody_chooses(tmp_path: Path) -> None:
+    """Three images, with a split to report on: none can be held out, and with folds none has to be."""
+    for split in ("train", "test"):
+        write_classes(tmp_path / split, ONE_EACH)
+    with pytest.raises(ValueError) as caught:
+        load_data_set(f"folder:{tmp_path}", tmp_path)
+    assert str(caught.value) == (
+        "cannot hold out 10% of 3 images: no class has two images left; add images, or give the data a selection split "
+        "of its own, such as the folder validation/ beside train/ and test/, or cross-validate with --folds, which "
+        "holds nothing out to choose on"
+    )
+    crossed = load_data_set(f"folder:{tmp_path}", tmp_path, folds=2)
+    assert crossed.folds == 2 and crossed.select is crossed.train and len(crossed.train) == 3
+    assert crossed.with_select_seed(5).train is crossed.train and crossed.with_select_seed(5).select_seed == 5
+    write_classes(tmp_path / "validation", ONE_EACH)
+    assert [len(split) for split in splits_of(load_data_set(f"folder:{tmp_path}", tmp_path))] == [3, 3, 3]
+
+
+def splits_of(data: DataSet) -> list[ImageSet]:
+    return [data.train, data.select, data.eval]
 
 
 # ------------------------------------------------------------------------------------------------- a wrong folder level
