@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from learnable_memory.contents import contents_of
+from learnable_memory.decoding import reduce_decoding
 from learnable_memory.formats import image_endings
 
 # The end of errors about an image that is broken.
@@ -37,8 +38,8 @@ class Images(Protocol):
     def describe(self, row: int) -> str:
         """What to call this image in an error."""
 
-    def read(self, row: int) -> Image.Image:
-        """The decoded image; any exception means that it is broken."""
+    def read(self, row: int, side: int = 0) -> Image.Image:
+        """The decoded image, a JPEG at a scale that keeps `side` pixels; any exception means that it is broken."""
 
 
 class ArrayImages:
@@ -61,7 +62,7 @@ class ArrayImages:
     def describe(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
-    def read(self, row: int) -> Image.Image:
+    def read(self, row: int, side: int = 0) -> Image.Image:
         return Image.fromarray(self.pixels[row])
 
 
@@ -90,8 +91,8 @@ class EncodedImages:
     def describe(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
-    def read(self, row: int) -> Image.Image:
-        return _decode(io.BytesIO(self.column[row].as_py()))
+    def read(self, row: int, side: int = 0) -> Image.Image:
+        return _decode(io.BytesIO(self.column[row].as_py()), side)
 
 
 class TableImages:
@@ -166,9 +167,9 @@ class TableImages:
         stored = self._stored(row)
         return stored.read_bytes() if isinstance(stored, Path) else stored
 
-    def read(self, row: int) -> Image.Image:
+    def read(self, row: int, side: int = 0) -> Image.Image:
         stored = self._stored(row)
-        return _decode_file(stored) if isinstance(stored, Path) else _decode(io.BytesIO(stored))
+        return _decode_file(stored, side) if isinstance(stored, Path) else _decode(io.BytesIO(stored), side)
 
 
 class ImageFiles:
@@ -202,8 +203,8 @@ class ImageFiles:
     def describe(self, row: int) -> str:
         return str(self.path(row))
 
-    def read(self, row: int) -> Image.Image:
-        return _decode_file(self.path(row))
+    def read(self, row: int, side: int = 0) -> Image.Image:
+        return _decode_file(self.path(row), side)
 
 
 def is_of_the_machine(error: BaseException | None) -> bool:
@@ -220,20 +221,21 @@ def _stamp(path: Path) -> bytes:
     return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
-def _decode(encoded: BinaryIO) -> Image.Image:
+def _decode(encoded: BinaryIO, side: int) -> Image.Image:
     """PIL opens lazily: only `load` finds a truncated file.
 
     Never given a path: PIL maps some uncompressed files then, and forgets how they are turned.
     """
     image_endings()  # makes plug-ins known: a loader process has not looked for files
     with Image.open(encoded) as image:
+        reduce_decoding(image, side)
         image.load()
         return image
 
 
-def _decode_file(path: Path) -> Image.Image:
+def _decode_file(path: Path, side: int) -> Image.Image:
     with path.open("rb") as file:
-        return _decode(file)
+        return _decode(file, side)
 
 
 class ImageSet(Dataset):
@@ -259,7 +261,11 @@ class ImageSet(Dataset):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.image(index), int(self._all_labels[self.indices[index]])
+        return self.image(index), self.label(index)
+
+    def label(self, index: int) -> int:
+        """The class of an image."""
+        return int(self._all_labels[self.indices[index]])
 
     @property
     def labels(self) -> np.ndarray:
@@ -294,15 +300,18 @@ class ImageSet(Dataset):
             digest.update(hashlib.sha256(self.images.stamp(int(row))).digest())
         return digest.hexdigest()[:16]
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, side: int = 0) -> Image.Image:
         """The image as it is stored, in whatever mode.
+
+        Args:
+            side: decode a JPEG at the smallest scale that keeps so many pixels of both sides; 0: whole.
 
         Raises:
             ValueError: it cannot be decoded; the message names the file, or the row.
         """
         row = int(self.indices[index])
         try:
-            return self.images.read(row)
+            return self.images.read(row, side)
         except Image.DecompressionBombError as error:
             raise ValueError(
                 f"the image {self.images.describe(row)} is too large to be decoded ({error}): the limit is twice "

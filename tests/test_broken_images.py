@@ -45,7 +45,7 @@ class Faulty:
 
     describe = identity
 
-    def read(self, row: int) -> Image.Image:
+    def read(self, row: int, side: int = 0) -> Image.Image:
         raise self.error
 
 
