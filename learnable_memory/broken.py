@@ -7,7 +7,7 @@ Splits are drawn from all images, and the broken ones leave them afterwards: to 
 """
 
 import dataclasses
-import errno
+import hashlib
 import itertools
 import logging
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from learnable_memory.data import DataSet
 from learnable_memory.evaluate import is_main, is_shared
-from learnable_memory.images import ArrayImages, Images, ImageSet
+from learnable_memory.images import OR_SKIP, ArrayImages, Images, ImageSet, is_of_the_machine
 from learnable_memory.rgb import to_rgb
 from learnable_memory.wording import some
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+Look = tuple[str | None, bytes | None]  # what is wrong with an image, and 16 bytes that its pixels decide
 
 ROLES = ("train", "select", "eval")
 FEW = 500  # images that are decoded sooner than worker processes have started
@@ -121,61 +123,75 @@ def find_broken(
     Raises:
         ValueError: an image cannot be read for a reason that is none of its own (see `defect`).
     """
+    return _look_at(split, workers, description, all_faults)[0]
+
+
+def inspect(split: ImageSet, workers: int, description: str | None = None) -> tuple[dict[int, str], dict[int, bytes]]:
+    """What `find_broken` finds, with all faults; and of the other images a digest of their pixels, by index.
+
+    Two images have the same digest if they are the same, pixel for pixel, however they are stored.
+    """
+    return _look_at(split, workers, description, all_faults=True, digests=True)
+
+
+def _look_at(
+    split: ImageSet, workers: int, description: str | None, all_faults: bool, digests: bool = False
+) -> tuple[dict[int, str], dict[int, bytes]]:
     if len(split) < FEW or isinstance(split.images, ArrayImages):
         workers = 0
     # A generator of its own, or the loader would draw a number from the global one.
     loader = DataLoader(
-        _Defects(split, all_faults), BATCH, num_workers=workers, collate_fn=list, generator=torch.Generator()
+        _Looks(split, all_faults, digests), BATCH, num_workers=workers, collate_fn=list, generator=torch.Generator()
     )
     found = itertools.chain.from_iterable(loader)
     bar = tqdm(found, desc=description, total=len(split), disable=description is None, unit=" images")
-    return {index: reason for index, reason in enumerate(bar) if reason is not None}
+    looks = dict(enumerate(bar))
+    reasons = {index: reason for index, (reason, _) in looks.items() if reason is not None}
+    return reasons, {index: digest for index, (_, digest) in looks.items() if digest is not None}
 
 
 def defect(split: ImageSet, index: int) -> str | None:
-    """What keeps an image from being read, naming it, in the words with which training would stop; None if nothing.
+    """What keeps an image from being read, naming it; None if nothing does.
 
     Raises:
         ValueError: the fault is not in the image: the file is missing or may not be read, or the disk fails. To leave
             such images out would make a data set of whatever the machine gave that day.
     """
+    return _look(split, index)[0]
+
+
+def _look(split: ImageSet, index: int, digest: bool = False) -> Look:
     try:
         image = split.image(index)
     except ValueError as error:
-        if _of_the_machine(error.__cause__):
+        if is_of_the_machine(error.__cause__):
             raise
-        return str(error)
+        return str(error).removesuffix(OR_SKIP), None
     try:
-        to_rgb(image)
+        pixels = to_rgb(image)
     except ValueError as error:
-        return f"{split.describe(index)}: {error}"
-    return None
+        return f"{split.describe(index)}: {error}", None
+    if not digest:
+        return None, None
+    return None, hashlib.blake2b(f"{pixels.size}".encode() + pixels.tobytes(), digest_size=16).digest()
 
 
-def _of_the_machine(cause: BaseException | None) -> bool:
-    """PIL's own OSErrors have no number; EINVAL comes of offsets in a damaged file that lead nowhere.
+class _Looks(Dataset):
+    """`looks[index]` is what is wrong with an image, and a digest of its pixels where one is wanted."""
 
-    A MemoryError is the image's: PIL raises it for headers that claim too much, before it has allocated anything.
-    """
-    return isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL)
-
-
-class _Defects(Dataset):
-    """`defects[index]` is `defect(split, index)`."""
-
-    def __init__(self, split: ImageSet, all_faults: bool) -> None:
-        self.split, self.all_faults = split, all_faults
+    def __init__(self, split: ImageSet, all_faults: bool, digests: bool) -> None:
+        self.split, self.all_faults, self.digests = split, all_faults, digests
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> str | None:
+    def __getitem__(self, index: int) -> Look:
         try:
-            return defect(self.split, index)
+            return _look(self.split, index, self.digests)
         except ValueError as error:
             if not self.all_faults:
                 raise
-            return str(error)
+            return str(error), None
 
 
 def _report(role: str, images: int, reasons: Sequence[str]) -> None:

@@ -104,7 +104,7 @@ def _spread(values: np.ndarray, most: int) -> np.ndarray:
 
 def views(data: DataSet, preprocessing: Preprocessing, index: int, epochs: Sequence[int]) -> list[np.ndarray]:
     """The evaluation view of a training image, and its training view of each epoch: uint8 [height, width, 3]."""
-    made = [preprocessing.eval_transform()(data.train.image(index))]
+    made = [preprocessing.eval_transform()(data.train.image(index, preprocessing.decoded_side))]
     if epochs and data.views:
         training = Views(data.train, preprocessing.train_transform(data.views), seed=0)
         made += [training[epoch, index][0] for epoch in epochs]

@@ -5,7 +5,7 @@
 A further data set is one reader in `sources/` and one line in `DATA_SETS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from learnable_memory.images import ImageSet, split_off
 from learnable_memory.sources.benchmark_lists import read_fgvc, read_vtab
 from learnable_memory.sources.fine_grained import read_cub, read_flowers, read_pets
 from learnable_memory.sources.folders import read_folder
-from learnable_memory.sources.found import SPLITS, Found, Request, absolute
+from learnable_memory.sources.found import CLASS_FOLDERS, SPLITS, Found, Request, absolute
 from learnable_memory.sources.hub import full_hub_name, read_hub
 from learnable_memory.sources.imagenet import read_imagenet
 from learnable_memory.sources.inaturalist import read_inaturalist
+from learnable_memory.sources.label_files import full_names
 from learnable_memory.sources.parquet import read_parquet_path
 from learnable_memory.sources.scenes import read_places, read_sun
 from learnable_memory.sources.small import (
@@ -35,6 +36,12 @@ __all__ = ["DataSet", "ImageSet", "data_set_names", "load_data_set"]
 
 EVAL_FRACTION = 0.2  # of all images, for data sets without an evaluation split
 SELECT_FRACTION = 0.1  # of train, for data sets without a selection split of their own
+# What to do about too few images, besides adding some.
+TO_REPORT_ON = "give the data an evaluation split of its own, such as the folders train/ and test/"
+TO_CHOOSE_ON = (
+    "give the data a selection split of its own, such as the folder validation/ beside train/ and test/, or cross-"
+    "validate with --folds, which holds nothing out to choose on"
+)
 MOST_NAMES = 100  # of images left out, in a head file; the number is exact always
 
 
@@ -49,8 +56,10 @@ class DataSet:
         split_seed: what `eval` was drawn with, where the data has no split at all.
         select_seed: what `select` was drawn with, where the data has none.
         split: what the reader was asked for.
-        image_column: of a table, as it was asked for; None: found by its type.
+        image_column: of a table or list, as it was asked for; None: found by its type.
         label_column: the same of the labels.
+        class_folders: of folders, as in `sources.found.Request`.
+        label_files: of folders, the lists of labels: relative to the folder where they lie in it; None: there are none.
         left_out: what broken images are called that were left out, by role; None: nobody looked.
         unselected: train and select together, where select was drawn from it.
         folds: K, where it is to be cross-validated; None: it is not.
@@ -68,15 +77,17 @@ class DataSet:
     split: str = "seeded"
     image_column: str | None = None
     label_column: str | None = None
+    class_folders: str | None = None
+    label_files: tuple[str, ...] | None = None
     left_out: dict[str, list[str]] | None = None
     unselected: ImageSet | None = field(default=None, repr=False)
     folds: int | None = None
 
     def with_select_seed(self, seed: int) -> "DataSet":
         """The same data with `select` drawn anew, unless it has one of its own; nothing is read again."""
-        if self.unselected is None:
+        if self.unselected is None or self.folds:
             return replace(self, select_seed=seed)
-        train, select = split_off(self.unselected, SELECT_FRACTION, seed)
+        train, select = split_off(self.unselected, SELECT_FRACTION, seed, TO_CHOOSE_ON)
         return replace(self, train=train, select=select, select_seed=seed)
 
     def for_folds(self, folds: int) -> "DataSet":
@@ -89,7 +100,7 @@ class DataSet:
 
     def record(self) -> dict[str, Any]:
         """What a head file keeps of it, JSON-able: enough to tell whether two runs saw the same images."""
-        splits = {"train": self.train, "select": self.select, "eval": self.eval}
+        splits = {"train": self.train.record(), "select": self.select.record(), "eval": self.eval.record(contents=True)}
         return {
             "name": self.name,
             "source": self.source,
@@ -98,10 +109,12 @@ class DataSet:
             "split": self.split,
             "image_column": self.image_column,
             "label_column": self.label_column,
+            "class_folders": self.class_folders,
+            "label_files": self.label_files and list(self.label_files),
             "folds": self.folds,
             "left_out": self.left_out
             and {role: {"images": len(names), "names": names[:MOST_NAMES]} for role, names in self.left_out.items()},
-            "splits": {role: split.record() for role, split in splits.items()},
+            "splits": splits,
         }
 
 
@@ -115,16 +128,18 @@ class _Entry:
         views: one of `transforms.VIEWS`; None: the evaluation view, no augmentation.
         usage: of a kind: what its argument is, in capitals.
         full_name: of a kind: the argument as the head file keeps it.
-        columns: whether it is a table, whose columns can be named.
+        takes: the choices of a request that mean something to it; the split all know.
     """
 
     read: Callable[[Request], Found]
     views: str | None
     usage: str = ""
     full_name: Callable[[str], str] = str
-    columns: bool = False
+    takes: tuple[str, ...] = ()
 
 
+CHOICES = ("split", "image_column", "label_column", "class_folders", "label_files")  # of a request, besides its name
+COLUMNS = ("image_column", "label_column")
 CROP = "resized_crop_flip"  # the paper's choice for all but CIFAR-100
 DATA_SETS = {
     "CIFAR10": _Entry(read_cifar10, "crop_flip"),
@@ -143,9 +158,9 @@ DATA_SETS = {
     "Sun": _Entry(read_sun, CROP),
 }
 PREFIXES = {
-    "folder": _Entry(read_folder, CROP, "PATH", absolute),
-    "hf": _Entry(read_hub, CROP, "NAME[:CONFIG]", full_hub_name, columns=True),
-    "parquet": _Entry(read_parquet_path, CROP, "PATH", absolute, columns=True),
+    "folder": _Entry(read_folder, CROP, "PATH", absolute, (*COLUMNS, "class_folders", "label_files")),
+    "hf": _Entry(read_hub, CROP, "NAME[:CONFIG]", full_hub_name, COLUMNS),
+    "parquet": _Entry(read_parquet_path, CROP, "PATH", absolute, COLUMNS),
     "vtab": _Entry(read_vtab, None, "NAME"),  # whole images, as its protocol has it: a mirror changes some classes
     "fgvc": _Entry(read_fgvc, CROP, "NAME"),
 }
@@ -159,6 +174,7 @@ def data_set_names() -> list[str]:
 def load_data_set(
     name: str, directory: Path, split_seed: int = 0, download: bool = True, select_seed: int | None = None, *,
     split: str = "seeded", image_column: str | None = None, label_column: str | None = None,
+    class_folders: str | None = None, label_files: Sequence[str] | None = None, folds: int | None = None,
 ) -> DataSet:  # fmt: skip
     """A data set by name, with its three splits.
 
@@ -170,30 +186,52 @@ def load_data_set(
         split_seed: 0 to 2**32 - 1; draws the splits that the data set does not have.
         download: whether missing files may be fetched into `directory`.
         select_seed: draws `select`, a stratified tenth of train, instead of `split_seed`.
-        split, image_column, label_column: as in `sources.found.Request`.
+        split, image_column, label_column, class_folders, label_files: as in `sources.found.Request`.
+        folds: K, where it is to be cross-validated: `DataSet.for_folds`, without holding out anything before.
 
     Raises:
-        ValueError: unknown name, damaged files, a split seed out of range, an official split where there is none, or
-            columns of what is no table.
+        ValueError: unknown name, damaged files, a split seed out of range, an official split where there is none, too
+            few images to hold some out, or choices that mean nothing to such data.
         FileNotFoundError: the files are not there and were not downloaded.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; legal: {', '.join(SPLITS)}")
+    choices = {"split": (split, SPLITS), "class_folders": (class_folders, (None, *CLASS_FOLDERS))}
+    for what, (value, legal) in choices.items():
+        if value not in legal:
+            raise ValueError(f"{what} is {value!r}; legal: {', '.join(map(str, legal))}")
     entry, argument, name = _entry(name)
-    if (image_column or label_column) and not entry.columns:
-        raise ValueError(f"{name} is no table: leave --image_column and --label_column out")
+    _check_choices(name, entry, image_column, label_column, class_folders, label_files)
+    label_files = full_names(argument, label_files) if label_files else None
     directory = Path(directory).expanduser()
-    found = entry.read(Request(directory, argument, download, split, image_column, label_column))
+    asked = Request(
+        directory, argument, download, split, image_column, label_column, class_folders, label_files or ()
+    )  # fmt: skip
+    found = entry.read(asked)
     train, evaluation, select = found.train, found.eval, found.select
     if evaluation is None and split == "official":
         raise ValueError(f"{name} has no official split; take --split seeded")
     if evaluation is None:
-        train, evaluation = split_off(train, EVAL_FRACTION, split_seed)
+        train, evaluation = split_off(train, EVAL_FRACTION, split_seed, TO_REPORT_ON)
     data = DataSet(
         name, found.labels, train, train if select is None else select, evaluation, entry.views, found.source,
-        split_seed, split_seed, split, image_column, label_column, unselected=train if select is None else None,
+        split_seed, split_seed, split, image_column, label_column, class_folders, label_files,
+        unselected=train if select is None else None,
     )  # fmt: skip
+    data = data.for_folds(folds) if folds else data
     return data.with_select_seed(split_seed if select_seed is None else select_seed)
+
+
+def _check_choices(
+    name: str, entry: _Entry, image_column: str | None, label_column: str | None, class_folders: str | None,
+    label_files: Sequence[str] | None,
+) -> None:  # fmt: skip
+    """Raise ValueError for a choice that would mean nothing, and pass unnoticed."""
+    is_table = "image_column" in entry.takes and ("label_files" not in entry.takes or label_files)
+    if (image_column or label_column) and not is_table:
+        raise ValueError(f"{name} is no table: leave --image_column and --label_column out")
+    if (class_folders or label_files) and "class_folders" not in entry.takes:
+        raise ValueError(f"{name} is no folder of images: leave --class_folders and --labels out")
+    if class_folders and label_files:
+        raise ValueError("--labels says which class an image is of, and --class_folders that its folder does: give one")
 
 
 def _entry(name: str) -> tuple[_Entry, str, str]:
@@ -205,4 +243,9 @@ def _entry(name: str) -> tuple[_Entry, str, str]:
         return PREFIXES[prefix], argument, f"{prefix}:{PREFIXES[prefix].full_name(argument)}"
     if name in DATA_SETS:
         return DATA_SETS[name], "", name
-    raise unknown_data_set(name, [*DATA_SETS, *(f"{prefix}:{entry.usage}" for prefix, entry in PREFIXES.items())])
+    legal = [*DATA_SETS, *(f"{prefix}:{entry.usage}" for prefix, entry in PREFIXES.items())]
+    path = Path(name).expanduser()
+    if name.lower() not in map(str.lower, legal) and (path.is_dir() or (path.suffix == ".parquet" and path.is_file())):
+        kind = "parquet" if path.is_file() or any(path.glob("*.parquet")) else "folder"
+        raise ValueError(f"unknown data set {name!r}, but there is such a path here: for that write {kind}:{name}")
+    raise unknown_data_set(name, legal)

@@ -2,15 +2,15 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from learnable_memory.formats import advice, ending_of, image_endings, listed_endings
 from learnable_memory.images import ImageFiles, ImageSet
-from learnable_memory.sources.folders import IMAGE_SUFFIXES, find_images
-
-ENDINGS = ", ".join(sorted(IMAGE_SUFFIXES))
+from learnable_memory.sources.image_files import SYSTEM, FoundImages, find_images, report
 
 
 def named_images(names: Sequence[str | os.PathLike]) -> ImageSet:
@@ -30,21 +30,40 @@ def named_images(names: Sequence[str | os.PathLike]) -> ImageSet:
 
 def _paths(name: str) -> list[str]:
     if os.path.isdir(name):
-        images = [Path(name, image).as_posix() for image in find_images(Path(name))]
-        if not images:
-            raise ValueError(f"the folder {name} has no images in or below it (looked for {ENDINGS})")
-        return images
+        found = find_images(Path(name))
+        report({name: found})
+        if not found.names:
+            raise ValueError(
+                f"the folder {name} has no images in or below it (looked for {listed_endings()}"
+                f"{advice(set(found.others))})"
+            )
+        return [Path(name, image).as_posix() for image in found.names]
     if os.path.exists(name):
         if not _is_image(name):
-            raise ValueError(f"{name} is no image file: it has to end in one of {ENDINGS}")
+            raise ValueError(
+                f"{name} is no image file: it has to end in one of {listed_endings()}{advice({ending_of(name)})}"
+            )
         return [Path(name).as_posix()]
     if not glob.has_magic(name):
         raise FileNotFoundError(f"there is no image file or folder {name}")
-    images = sorted(Path(path).as_posix() for path in glob.iglob(name, recursive=True) if _is_image(path))
+    return _matching(name)
+
+
+def _matching(pattern: str) -> list[str]:
+    """The images that match, without those in folders of the system that the pattern does not name."""
+    files = [path for path in glob.iglob(pattern, recursive=True) if not os.path.isdir(path)]
+    # What begins with a dot only matches where the pattern has that dot.
+    foreign = {part for path in files for part in Path(path).parts if part.lower() in SYSTEM} - {*Path(pattern).parts}
+    kept = [path for path in files if foreign.isdisjoint(Path(path).parts)]
+    images = sorted(Path(path).as_posix() for path in kept if _is_image(path))
+    others = Counter(ending_of(path) or "no ending" for path in kept if not _is_image(path))
+    report({pattern: FoundImages(images, others, Counter(dict.fromkeys(foreign, 1)))})
     if not images:
-        raise FileNotFoundError(f"no image matches the pattern {name!r} (looked for {ENDINGS})")
+        raise FileNotFoundError(
+            f"no image matches the pattern {pattern!r} (looked for {listed_endings()}{advice(set(others))})"
+        )
     return images
 
 
 def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and not os.path.isdir(path)
+    return ending_of(path) in image_endings() and not os.path.isdir(path)

@@ -1,5 +1,6 @@
 """Labelled images, wherever they are kept, and how a part of them is held out."""
 
+import errno
 import hashlib
 import io
 import os
@@ -11,6 +12,13 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
+
+from learnable_memory.contents import contents_of
+from learnable_memory.decoding import reduce_decoding
+from learnable_memory.formats import image_endings
+
+# The end of errors about an image that is broken.
+OR_SKIP = ", or train and predict without such images: --on_bad_image skip"
 
 
 class Images(Protocol):
@@ -24,11 +32,14 @@ class Images(Protocol):
     def stamp(self, row: int) -> bytes:
         """Changes when the image's pixels do; cheaper than reading files."""
 
+    def contents(self, row: int) -> bytes:
+        """The bytes of its file, or the pixels of a small image. Raises OSError if there is no file."""
+
     def describe(self, row: int) -> str:
         """What to call this image in an error."""
 
-    def read(self, row: int) -> Image.Image:
-        """The decoded image; any exception means that it is broken."""
+    def read(self, row: int, side: int = 0) -> Image.Image:
+        """The decoded image, a JPEG at a scale that keeps `side` pixels; any exception means that it is broken."""
 
 
 class ArrayImages:
@@ -40,8 +51,10 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def stamp(self, row: int) -> bytes:
+    def contents(self, row: int) -> bytes:
         return self.pixels[row].tobytes()
+
+    stamp = contents
 
     def identity(self, row: int) -> str:
         return str(row)
@@ -49,7 +62,7 @@ class ArrayImages:
     def describe(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
-    def read(self, row: int) -> Image.Image:
+    def read(self, row: int, side: int = 0) -> Image.Image:
         return Image.fromarray(self.pixels[row])
 
 
@@ -65,33 +78,42 @@ class EncodedImages:
     def stamp(self, row: int) -> bytes:
         return self.column[row].as_py()
 
+    def contents(self, row: int) -> bytes:
+        # Small images: CIFAR is the same data in torchvision's files, which are pixels, and in the hub's.
+        try:
+            return np.asarray(self.read(row)).tobytes()
+        except Exception:  # of PIL's decoders: it is broken, and a change all the same when it is mended
+            return self.column[row].as_py() or b""
+
     def identity(self, row: int) -> str:
         return str(row)
 
     def describe(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
-    def read(self, row: int) -> Image.Image:
-        return _decode(io.BytesIO(self.column[row].as_py()))
+    def read(self, row: int, side: int = 0) -> Image.Image:
+        return _decode(io.BytesIO(self.column[row].as_py()), side)
 
 
 class TableImages:
     """A column of images in a `datasets.Dataset`, which stays on disk: each is encoded bytes, or the path of a file.
 
     Args:
-        table: of which only `column` is looked at; structs of bytes and path, or bytes alone, not decoded.
+        table: of which only `column` is looked at; structs of bytes and path, bytes alone, or paths; not decoded.
         name: what to call the table in errors.
+        root: the folder that the table came from, which paths are relative to; None: there is none.
     """
 
-    def __init__(self, table: Any, column: str, name: str) -> None:
-        self.table, self.column, self.name = table.select_columns([column]), column, name
+    def __init__(self, table: Any, column: str, name: str, root: Path | None = None) -> None:
+        self.table, self.column, self.name, self.root = table.select_columns([column]), column, name, root
         self.version = table._fingerprint  # of the files that it was made from
 
     def __len__(self) -> int:
         return len(self.table)
 
     def stamp(self, row: int) -> bytes:
-        return f"{self.version} {row}".encode()
+        stored = self._stored(row) if row in self.paths else None
+        return _stamp(stored) if isinstance(stored, Path) else f"{self.version} {row}".encode()
 
     @cached_property
     def _sizes(self) -> np.ndarray:
@@ -104,20 +126,50 @@ class TableImages:
             stored = pc.struct_field(stored, "bytes")
         return pc.fill_null(pc.binary_length(stored.cast(pa.large_binary())), 0).to_numpy()
 
+    @cached_property
+    def paths(self) -> dict[int, str]:
+        """The rows that hold a path and no bytes: the path relative to the folder of the data, wherever that lies."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        stored = self.table.data.column(self.column)
+        if pa.types.is_struct(stored.type):
+            paths, without_bytes = pc.struct_field(stored, "path"), pc.is_null(pc.struct_field(stored, "bytes"))
+            rows = np.flatnonzero(pc.and_(without_bytes, pc.is_valid(paths)).to_numpy())
+        elif pa.types.is_string(stored.type) or pa.types.is_large_string(stored.type):
+            paths, rows = stored, np.flatnonzero(pc.is_valid(stored).to_numpy())
+        else:
+            return {}
+        found = dict(zip(rows.tolist(), paths.take(pa.array(rows)).to_pylist(), strict=True))
+        whole = {row: os.path.normpath(Path(self.root or "", path)) for row, path in found.items()}
+        root = str(self.root)
+        if self.root is None or not all(Path(path).is_relative_to(root) for path in whole.values()):
+            # The library unpacks archives of the hub somewhere in its cache.
+            root = os.path.commonpath([os.path.dirname(path) for path in whole.values()]) if whole else ""
+        return {row: Path(os.path.relpath(path, root)).as_posix() for row, path in whole.items()}
+
     def identity(self, row: int) -> str:
         # A row number alone would stay when the rows of a table change places.
-        return f"{row}, {self._sizes[row]} bytes"
+        return self.paths[row] if row in self.paths else f"{row}, {self._sizes[row]} bytes"
 
     def describe(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
-    def read(self, row: int) -> Image.Image:
+    def _stored(self, row: int) -> bytes | Path:
         stored = self.table[row][self.column]
         if isinstance(stored, dict):
             stored = stored["bytes"] if stored["bytes"] is not None else stored["path"]
         if stored is None:
-            raise ValueError("the row is empty")
-        return _decode_file(Path(stored)) if isinstance(stored, str) else _decode(io.BytesIO(stored))
+            return b""
+        return Path(self.root or "", stored) if isinstance(stored, str) else stored
+
+    def contents(self, row: int) -> bytes:
+        stored = self._stored(row)
+        return stored.read_bytes() if isinstance(stored, Path) else stored
+
+    def read(self, row: int, side: int = 0) -> Image.Image:
+        stored = self._stored(row)
+        return _decode_file(stored, side) if isinstance(stored, Path) else _decode(io.BytesIO(stored), side)
 
 
 class ImageFiles:
@@ -140,8 +192,10 @@ class ImageFiles:
         return self.root / self.identity(row)
 
     def stamp(self, row: int) -> bytes:
-        status = self.path(row).stat()
-        return f"{status.st_size} {status.st_mtime_ns}".encode()
+        return _stamp(self.path(row))
+
+    def contents(self, row: int) -> bytes:
+        return self.path(row).read_bytes()
 
     def identity(self, row: int) -> str:
         return os.fsdecode(self._names[row])
@@ -149,23 +203,39 @@ class ImageFiles:
     def describe(self, row: int) -> str:
         return str(self.path(row))
 
-    def read(self, row: int) -> Image.Image:
-        return _decode_file(self.path(row))
+    def read(self, row: int, side: int = 0) -> Image.Image:
+        return _decode_file(self.path(row), side)
 
 
-def _decode(encoded: BinaryIO) -> Image.Image:
+def is_of_the_machine(error: BaseException | None) -> bool:
+    """Whether what went wrong in reading an image is no fault of the image: a missing file, a failing disk.
+
+    PIL's own OSErrors have no number; EINVAL comes of offsets in a damaged file that lead nowhere. A MemoryError is the
+    image's: PIL raises it for headers that claim too much, before it has allocated anything.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
+def _stamp(path: Path) -> bytes:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}".encode()
+
+
+def _decode(encoded: BinaryIO, side: int) -> Image.Image:
     """PIL opens lazily: only `load` finds a truncated file.
 
     Never given a path: PIL maps some uncompressed files then, and forgets how they are turned.
     """
+    image_endings()  # makes plug-ins known: a loader process has not looked for files
     with Image.open(encoded) as image:
+        reduce_decoding(image, side)
         image.load()
         return image
 
 
-def _decode_file(path: Path) -> Image.Image:
+def _decode_file(path: Path, side: int) -> Image.Image:
     with path.open("rb") as file:
-        return _decode(file)
+        return _decode(file, side)
 
 
 class ImageSet(Dataset):
@@ -191,7 +261,11 @@ class ImageSet(Dataset):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.image(index), int(self._all_labels[self.indices[index]])
+        return self.image(index), self.label(index)
+
+    def label(self, index: int) -> int:
+        """The class of an image."""
+        return int(self._all_labels[self.indices[index]])
 
     @property
     def labels(self) -> np.ndarray:
@@ -206,9 +280,17 @@ class ImageSet(Dataset):
             digest.update(f"{self.images.identity(int(row))}\0{label}\0".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
-    def record(self) -> dict[str, Any]:
-        """What tells this split from another, JSON-able: how many images, and their hash."""
-        return {"images": len(self), "hash": self.hash}
+    def record(self, contents: bool = False) -> dict[str, Any]:
+        """What tells this split from another, JSON-able: how many images, and their hash.
+
+        Args:
+            contents: also their size in bytes, and a digest of all that is in them (see `contents.contents_of`).
+        """
+        return {"images": len(self), "hash": self.hash, **(self._contents if contents else {})}
+
+    @cached_property  # each image is read
+    def _contents(self) -> dict[str, Any]:
+        return contents_of(self)
 
     @property
     def content_hash(self) -> str:
@@ -218,24 +300,27 @@ class ImageSet(Dataset):
             digest.update(hashlib.sha256(self.images.stamp(int(row))).digest())
         return digest.hexdigest()[:16]
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, side: int = 0) -> Image.Image:
         """The image as it is stored, in whatever mode.
+
+        Args:
+            side: decode a JPEG at the smallest scale that keeps so many pixels of both sides; 0: whole.
 
         Raises:
             ValueError: it cannot be decoded; the message names the file, or the row.
         """
         row = int(self.indices[index])
         try:
-            return self.images.read(row)
+            return self.images.read(row, side)
         except Image.DecompressionBombError as error:
             raise ValueError(
                 f"the image {self.images.describe(row)} is too large to be decoded ({error}): the limit is twice "
-                "PIL's Image.MAX_IMAGE_PIXELS; make it smaller or remove it"
+                f"PIL's Image.MAX_IMAGE_PIXELS; make it smaller or remove it{OR_SKIP}"
             ) from error
         except Exception as error:  # PIL's decoders raise anything from SyntaxError to struct.error
             raise ValueError(
                 f"cannot read the image {self.images.describe(row)} ({type(error).__name__}: {error}); "
-                "repair it or remove it"
+                f"repair it or remove it{'' if is_of_the_machine(error) else OR_SKIP}"
             ) from error
 
     def identity(self, index: int) -> str:
@@ -258,12 +343,13 @@ class ImageSet(Dataset):
         return ImageSet(self.images, new_labels[self._all_labels], self.indices[kept])
 
 
-def split_off(image_set: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+def split_off(image_set: ImageSet, fraction: float, seed: int, way_out: str | None = None) -> tuple[ImageSet, ImageSet]:
     """Hold out a fraction of each class, at least one image of it and never the last; the same for the same seed.
 
     Args:
         fraction: between 0 and 1.
         seed: 0 to 2**32 - 1.
+        way_out: what else than adding images an error is to advise.
 
     Returns:
         The rest and the held-out part, both in the order of `image_set`.
@@ -283,5 +369,6 @@ def split_off(image_set: ImageSet, fraction: float, seed: int) -> tuple[ImageSet
     if not held_out.any():
         raise ValueError(
             f"cannot hold out {fraction:.0%} of {len(labels)} images: no class has two images left; add images"
+            + (f", or {way_out}" if way_out else "")
         )
     return image_set.subset(np.flatnonzero(~held_out)), image_set.subset(np.flatnonzero(held_out))

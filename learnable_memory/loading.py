@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from learnable_memory.images import ImageSet
+from learnable_memory.images import OR_SKIP, ImageSet
 from learnable_memory.transforms import Transform
 
 Key = tuple[int, int]  # which random view, of which image of the split
@@ -50,25 +50,27 @@ class Views(Dataset):
     Args:
         image_set: the images.
         transform: PIL image -> float32 [3, H, W]; may draw from torch's global CPU generator, and from nothing else.
+            Where it has a `decoded_side`, JPEGs are decoded at a scale that keeps so many pixels.
         seed: at least 0.
     """
 
     def __init__(self, image_set: ImageSet, transform: Transform, seed: int = 0) -> None:
         self.image_set, self.transform, self.seed = image_set, transform, seed
+        self._decoded_side = getattr(transform, "decoded_side", 0)
 
     def __len__(self) -> int:
         return len(self.image_set)
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, int]:
         view, index = key
-        image, label = self.image_set[index]
+        image, label = self.image_set.image(index, self._decoded_side), self.image_set.label(index)
         # fork_rng restores the CPU generator. torch.manual_seed would seed those of the GPUs too; nobody restores them
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(view_seed(self.seed, view, index))
             try:
                 return self.transform(image), label
             except ValueError as error:
-                raise ValueError(f"{self.image_set.describe(index)}: {error}") from error
+                raise ValueError(f"{self.image_set.describe(index)}: {error}{OR_SKIP}") from error
 
 
 class EpochBatches(Sampler[list[Key]]):

@@ -18,7 +18,7 @@ from torch import Tensor
 from learnable_memory.attention import HeadAttention, attention_of, columns_of
 from learnable_memory.images import ImageSet
 from learnable_memory.loading import make_loader
-from learnable_memory.transforms import Preprocessing, Transform
+from learnable_memory.transforms import Preprocessing
 
 if TYPE_CHECKING:
     from learnable_memory.methods import TunedModel
@@ -62,7 +62,7 @@ def predict(
 ) -> Iterator[Prediction]:  # fmt: skip
     """Answer image by image, in order; no more than a few batches are in memory at a time.
 
-    Each image is decoded once, and passes once through the model for each preprocessing.
+    Each image is decoded once for all preprocessings that decode it alike, and passes once through the model for each.
 
     Args:
         model: a MemoryCapableViT, or a TunedModel. It is in eval mode meanwhile, and takes images of the last
@@ -92,18 +92,22 @@ def _predictions(
     model: "MemoryCapableViT | TunedModel", images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]],
     class_names: Mapping[str, Sequence[str]], top: int, batch_size: int, workers: int, attention: bool,
 ) -> Iterator[Prediction]:  # fmt: skip
-    views_of = _Views([preprocessing.eval_transform() for preprocessing in passes])
+    by_decoding: dict[int, list[Preprocessing]] = {}
+    for preprocessing in passes:
+        by_decoding.setdefault(preprocessing.decoded_side, []).append(preprocessing)
     workers = workers if len(images) > batch_size else 0
-    loader = make_loader(images, views_of, batch_size, workers)  # type: ignore[arg-type]  # lists are batched item by item
+    loaders = [make_loader(images, _Views(alike), batch_size, workers) for alike in by_decoding.values()]  # type: ignore[arg-type]  # lists are batched item by item
     was_training, index = model.training, 0
     try:
         model.eval()
-        for views, labels in loader:
-            batch = [Prediction(images.describe(index + i)) for i in range(len(labels))]
+        for loaded in zip(*loaders, strict=True):
+            batch = [Prediction(images.describe(index + i)) for i in range(len(loaded[0][1]))]
             index += len(batch)
-            for pixel_values, (preprocessing, names) in zip(views, passes.items(), strict=True):
-                model.set_image_size((preprocessing.height, preprocessing.width))
-                _one_pass(model, pixel_values, {name: class_names[name] for name in names}, batch, top, attention)
+            for (views, _), alike in zip(loaded, by_decoding.values(), strict=True):
+                for pixel_values, preprocessing in zip(views, alike, strict=True):
+                    model.set_image_size((preprocessing.height, preprocessing.width))
+                    asked = {name: class_names[name] for name in passes[preprocessing]}
+                    _one_pass(model, pixel_values, asked, batch, top, attention)
             yield from batch
     finally:
         model.train(was_training)
@@ -112,8 +116,9 @@ def _predictions(
 class _Views:
     """All views of an image that is decoded once; a class, because loader processes may have to unpickle it."""
 
-    def __init__(self, transforms: Sequence[Transform]) -> None:
-        self.transforms = transforms
+    def __init__(self, passes: Sequence[Preprocessing]) -> None:
+        self.transforms = [preprocessing.eval_transform() for preprocessing in passes]
+        self.decoded_side = passes[0].decoded_side  # of all of them
 
     def __call__(self, image: Image.Image) -> list[Tensor]:
         return [transform(image) for transform in self.transforms]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from learnable_memory.options import NOT_EMPTY, Options, at_least, between, matching, option
 
@@ -83,11 +84,41 @@ class DataChoice(Options):
     )
     split_seed: int = option(0, "draws the splits that a data set does not have itself", group="data", legal=SEED)
     image_column: str | None = option(
-        None, "of hf: and parquet:", group="data", legal=NOT_EMPTY, default_help="found by its type"
+        None,
+        "of hf:, parquet: and --labels; a column of paths too, which are relative to the folder of the data",
+        group="data",
+        legal=NOT_EMPTY,
+        default_help="found by its type",
     )
     label_column: str | None = option(
-        None, "of hf: and parquet:", group="data", legal=NOT_EMPTY, default_help="found by its type"
+        None,
+        "of hf:, parquet: and --labels; by name, or by number from 1 where a list has no names of columns",
+        group="data",
+        legal=NOT_EMPTY,
+        default_help="found by its type",
     )
+    class_folders: str | None = option(
+        None,
+        "of folder:, what is a class. first: each folder, with all that is below it; deepest: each folder that has "
+        "images of its own, at any depth",
+        group="data",
+        choices=("first", "deepest"),
+        default_help="first, unless those look as if they were no classes",
+    )
+    label_files: tuple[str, ...] | None = option(
+        None,
+        "of folder:, lists of images and their labels (text, CSV, JSON lines): one a split, called so, or one with a "
+        "split column; in the folder, or a path",
+        flags=("--labels",),
+        group="data",
+        legal=NOT_EMPTY,
+        default_help="the names of the folders",
+    )
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """These, without the split seed, as keywords of `data.load_data_set`."""
+        return {field.name: getattr(self, field.name) for field in fields(DataChoice) if field.name != "split_seed"}
 
 
 @dataclass(frozen=True, kw_only=True)

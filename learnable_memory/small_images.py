@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from learnable_memory.images import ArrayImages, EncodedImages, ImageSet
+from learnable_memory.images import OR_SKIP, ArrayImages, EncodedImages, ImageSet
 from learnable_memory.loading import EpochBatches, Key, view_seed
 from learnable_memory.rgb import to_rgb
 from learnable_memory.transforms import BATCH_VIEWS, Preprocessing
@@ -49,19 +49,22 @@ def fits(image_set: ImageSet, views: str | None) -> bool:
     return max(height, width) <= LONGEST_SIDE and len(image_set) * height * width * 3 <= MOST_BYTES
 
 
-def decode(image_set: ImageSet) -> torch.Tensor:
+def decode(image_set: ImageSet, side: int = 0) -> torch.Tensor:
     """All images of a split: uint8 [n, 3, H, W], RGB and upright, on the CPU.
+
+    Args:
+        side: as of `ImageSet.image`.
 
     Raises:
         ValueError: an image that cannot be decoded, or that is not as large as the first; the message names it.
     """
     pixels = np.empty((0, 0, 0, 3), dtype=np.uint8)
     for index in range(len(image_set)):
-        image = image_set.image(index)
+        image = image_set.image(index, side)
         try:
             decoded = np.asarray(to_rgb(image))  # [H, W, 3]
         except ValueError as error:
-            raise ValueError(f"{image_set.describe(index)}: {error}") from error
+            raise ValueError(f"{image_set.describe(index)}: {error}{OR_SKIP}") from error
         if index == 0:
             pixels = np.empty((len(image_set), *decoded.shape), dtype=np.uint8)
         if decoded.shape != pixels.shape[1:]:
@@ -78,8 +81,8 @@ class SmallImageLoader:
     """Batches of (pixel_values float32 [B, 3, height, width], labels int64 [B]), both on `device`.
 
     The counterpart of `loading.make_loader` for splits that `fits`: the same views for the same seed and the same
-    batches, on the CPU bit by bit (for other devices see `transforms.BatchTransform`). No global random state is read
-    or changed. The split is decoded when its first batch is asked for, which may then raise what `decode` raises.
+    batches, on the CPU bit by bit (for other devices see `batch_transform.BatchTransform`). No global random state is
+    read or changed. The split is decoded when its first batch is asked for, which may then raise what `decode` raises.
 
     Args:
         image_set: the images.
@@ -99,7 +102,7 @@ class SmallImageLoader:
     ) -> None:  # fmt: skip
         self.dataset, self.batch_sampler, self.views, self.seed = image_set, batch_sampler, views, seed
         self.device = torch.device(device)
-        self._transform = preprocessing.batch_transform(views)
+        self._transform, self._decoded_side = preprocessing.batch_transform(views), preprocessing.decoded_side
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -111,7 +114,7 @@ class SmallImageLoader:
 
     @cached_property
     def _pixels(self) -> torch.Tensor:
-        return decode(self.dataset).to(self.device)  # [n, 3, H, W]
+        return decode(self.dataset, self._decoded_side).to(self.device)  # [n, 3, H, W]
 
     @cached_property
     def _labels(self) -> torch.Tensor:

@@ -36,6 +36,14 @@ class TrainOptions(DataChoice, RunOptions):
         choices=("stop", "skip"),
     )
 
+    decoding: str = option(
+        "scaled",
+        "of JPEG files that are several times as large as what the model is shown. scaled: at 1/2, 1/4 or 1/8, with at "
+        "least twice the model's pixels, in training and ever after; full: as large as they are",
+        group="data",
+        choices=("scaled", "full"),
+    )
+
     base_model: str = option(
         DEFAULT_BASE, "the frozen ViT: a name on the hub, a folder, or a checkpoint file", group="head", legal=NOT_EMPTY
     )

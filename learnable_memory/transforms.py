@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from learnable_memory.batch_transform import BatchTransform, Step
+from learnable_memory.decoding import reduce_decoding
 from learnable_memory.processors import RESAMPLE_NAMES, settings_of
 from learnable_memory.rgb import to_rgb
 
@@ -26,10 +28,11 @@ INTERPOLATION = {
 }
 VIEWS = ("resized_crop_flip", "crop_flip", "flip", "shift")
 LEGACY = "legacy-2023"  # what the heads of the 2023 implementation were trained on
+OPTIONAL = {"rounded": True, "scaled_decoding": 0}  # what older heads do not say, and what they mean by that
+SCALED_DECODING = 2  # of new heads
 BATCH_VIEWS = ("crop_flip", "flip", "shift")  # all crops of a batch have one size: they can be made in one go
 
 Transform = Callable[[Image.Image], torch.Tensor]
-Step = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Preprocessing:
             that long and the aspect stays. Left out: (height, width), so that nothing is cut away.
         rounded: whether values are whole numbers after resizing, as they are in images. DINOv3's processor rescales
             before it resizes, so that they are not.
+        scaled_decoding: JPEG files are decoded at the smallest of the scales 1/8, 1/4, 1/2 and 1 at which both sides
+            have at least this many times the pixels of the longest of `resize`, for training and evaluation alike; 0:
+            always as large as they are.
 
     Raises:
         ValueError: a number out of range, an unknown `resample`, or a crop larger than the resized image.
@@ -63,6 +69,7 @@ class Preprocessing:
     std: tuple[float, ...]
     resize: tuple[int, ...] = ()
     rounded: bool = True
+    scaled_decoding: int = 0
 
     def __post_init__(self) -> None:
         # Equal preprocessing must have an equal hash, so 0 and 0.0, a list and a tuple become one.
@@ -83,6 +90,8 @@ class Preprocessing:
                 f"height {self.height}, width {self.width} and resize {self.resize}: sides are at least 1 pixel, "
                 "and resize is (shorter side,) or (height, width)"
             )
+        if type(self.scaled_decoding) is not int or self.scaled_decoding < 0:
+            raise ValueError(f"scaled_decoding is {self.scaled_decoding!r}; legal: 0, or a whole number above it")
         if len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std or self.rescale <= 0:
             raise ValueError(
                 f"rescale {self.rescale}, mean {self.mean}, std {self.std}: rescale must be positive, "
@@ -113,14 +122,18 @@ class Preprocessing:
         return replace(self, height=size, width=size, resize=resize)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, and the exact input of `from_dict`; `rounded` is there only if it is False."""
+        """JSON-able, and the exact input of `from_dict`.
+
+        Without what is optional where it says nothing: so the hash is the one that heads had before there was any.
+        """
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        if self.rounded:  # as files and hashes were before there was anything else
-            del values["rounded"]
-        return values
+        return {name: value for name, value in values.items() if name not in OPTIONAL or value != OPTIONAL[name]}
 
     def to_processor(self) -> Any:
-        """A HuggingFace image processor that makes these pixels, as `transformers.pipeline` takes one."""
+        """A HuggingFace image processor that makes these pixels, as `transformers.pipeline` takes one.
+
+        It is given images, and cannot say at which scale they are decoded.
+        """
         from transformers import CLIPImageProcessor, DINOv3ViTImageProcessor  # ViT's own cannot cut the centre out
 
         names = ("shortest_edge",) if len(self.resize) == 1 else ("height", "width")
@@ -141,11 +154,12 @@ class Preprocessing:
         Raises:
             ValueError: a key is missing or unknown.
         """
-        names = {field.name for field in fields(cls)} - {"rounded"}
-        if values.keys() - {"rounded"} != names:
+        names = {field.name for field in fields(cls)}
+        if values.keys() | OPTIONAL.keys() != names:
+            needed = names - OPTIONAL.keys()
             raise ValueError(
-                f"preprocessing needs exactly the keys {sorted(names)}; "
-                f"missing: {sorted(names - values.keys())}, unknown: {sorted(values.keys() - names - {'rounded'})}"
+                f"preprocessing needs exactly the keys {sorted(needed)}, and may have {', '.join(sorted(OPTIONAL))}; "
+                f"missing: {sorted(needed - values.keys())}, unknown: {sorted(values.keys() - names)}"
             )
         return cls(**values)
 
@@ -170,7 +184,8 @@ class Preprocessing:
         cut = "" if self.resize == (self.height, self.width) else f", centre {self.height}x{self.width}"
         numbers = [" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std)]
         how = self.resample if self.rounded else f"{self.resample}, not rounded"
-        return f"resized to {sides} ({how}){cut}, mean {numbers[0]}, std {numbers[1]}"
+        scale = f", JPEG decoded at {self.scaled_decoding} times that or more" if self.scaled_decoding else ""
+        return f"resized to {sides} ({how}){scale}{cut}, mean {numbers[0]}, std {numbers[1]}"
 
     @property
     def hash(self) -> str:
@@ -178,11 +193,21 @@ class Preprocessing:
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def eval_transform(self) -> Transform:
-        """What the base's own processor does: any PIL image -> float32 [3, height, width], without randomness."""
-        return v2.Compose([_to_pixels, *self._steps(None), self._normalize()])
+    @property
+    def decoded_side(self) -> int:
+        """What both sides of a JPEG are decoded to at least, in pixels; 0: as large as they are."""
+        return self.scaled_decoding * max(self.resize)
 
-    def train_transform(self, views: str) -> Transform:
+    @property
+    def of_decoded(self) -> "Preprocessing":
+        """What is done to an image once it is decoded: the same for all that differ in decoding only."""
+        return replace(self, scaled_decoding=0)
+
+    def eval_transform(self) -> "ImageTransform":
+        """What the base's own processor does: any PIL image -> float32 [3, height, width], without randomness."""
+        return ImageTransform([*self._steps(None), self._normalize()], self.decoded_side)
+
+    def train_transform(self, views: str) -> "ImageTransform":
         """A random view of any PIL image -> float32 [3, height, width]; draws from torch's global CPU generator.
 
         Args:
@@ -197,9 +222,9 @@ class Preprocessing:
         """
         if views not in VIEWS:
             raise ValueError(f"views is {views!r}; legal: {', '.join(VIEWS)}")
-        return v2.Compose([_to_pixels, *self._steps(views), self._normalize()])
+        return ImageTransform([*self._steps(views), self._normalize()], self.decoded_side)
 
-    def batch_transform(self, views: str | None) -> "BatchTransform":
+    def batch_transform(self, views: str | None) -> BatchTransform:
         """`train_transform(views)`, or `eval_transform()` for None, of many images of one size at a time.
 
         Raises:
@@ -240,65 +265,22 @@ class Preprocessing:
         return _Normalize(self.rescale if self.rounded else 1.0, self.mean, self.std)
 
 
-class BatchTransform:
-    """The transform of a `Preprocessing` for many images of one size, whose random numbers were drawn before.
-
-    Drawn apart, the numbers of an image can depend on its own seed, while the pixels of all images are moved at once,
-    wherever they are. On the CPU the bits are those of the transform for one image. On other devices torchvision
-    resizes in float32: bilinear values may be off by one of 255, bicubic and lanczos ones by more at sharp edges, where
-    the CPU clips to 0..255 between its two passes.
+class ImageTransform:
+    """Any PIL image -> float32 [3, height, width], for a model.
 
     Args:
-        steps: uint8 [.., 3, H, W] -> [.., 3, height, width], as `Preprocessing` makes them.
-        size: (height, width).
-        normalize: what comes after them, to float32.
+        steps: uint8 [3, H, W] -> float32 [3, height, width].
+        decoded_side: as of `Preprocessing`; who decodes the images for it has to ask for it. An image that `Image.open`
+            gave and that nobody has looked at is decoded so here, and has the smaller size from then on.
     """
 
-    def __init__(self, steps: list[Step], size: tuple[int, int], normalize: Step) -> None:
-        drawing = (v2.RandomCrop, v2.RandomHorizontalFlip)  # what is done here, each image with its own numbers
-        self._fixed = v2.Compose([step for step in steps if not isinstance(step, drawing)])
-        self._flips = any(isinstance(step, v2.RandomHorizontalFlip) for step in steps)
-        self._size, self._normalize = size, normalize
-        self._rooms: dict[tuple[int, int], tuple[int, int]] = {}
+    def __init__(self, steps: list[Step], decoded_side: int) -> None:
+        self.decoded_side, self._steps = decoded_side, v2.Compose(steps)
 
-    def draw(self, height: int, width: int) -> tuple[int, int, int]:
-        """The random numbers of one image of this size: (top, left, mirrored), from torch's global CPU generator.
-
-        They are the ones that `v2.RandomCrop` and `v2.RandomHorizontalFlip` draw, in their order, and no others: the
-        same seed has to give the same view. Calling those would cost several times as much.
-        """
-        if (height, width) not in self._rooms:
-            large = self._fixed(torch.zeros(3, height, width, dtype=torch.uint8)).shape
-            self._rooms[height, width] = large[-2] - self._size[0], large[-1] - self._size[1]
-        down, right = self._rooms[height, width]
-        top = int(torch.randint(0, down + 1, size=())) if down else 0
-        left = int(torch.randint(0, right + 1, size=())) if right else 0
-        return top, left, int(self._flips and torch.rand(1).item() < 0.5)
-
-    def __call__(self, pixels: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """The views.
-
-        Args:
-            pixels: uint8 [B, 3, H, W].
-            draws: int64 [B, 3], rows of `draw(H, W)`, on the device of `pixels`; not looked at for evaluation.
-
-        Returns:
-            float32 [B, 3, height, width], on the device of `pixels`.
-        """
-        pixels = self._fixed(pixels)
-        down, right = (large - side for large, side in zip(pixels.shape[-2:], self._size, strict=True))
-        if down or right or self._flips:
-            pixels = self._crop_and_mirror(pixels, draws, right)
-        return self._normalize(pixels)
-
-    def _crop_and_mirror(self, pixels: torch.Tensor, draws: torch.Tensor, right: int) -> torch.Tensor:
-        """One gather for all images. What is mirrored is cut out of the mirrored image, for want of negative strides;
-        choosing between two crops instead would take longer on a CPU, and picking the mirrored ones waits for a GPU."""
-        top, left, mirrored = draws.unbind(1)
-        left = torch.where(mirrored > 0, right - left, left)
-        images = torch.stack([pixels, pixels.flip(-1)]) if self._flips else pixels[None]
-        windows = images.unfold(3, self._size[0], 1).unfold(4, self._size[1], 1)  # [1 or 2, B, 3, tops, lefts, h, w]
-        return windows[mirrored, torch.arange(len(pixels), device=pixels.device), :, top, left]  # [B, 3, h, w]
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """The pixels, float32 [3, height, width]."""
+        reduce_decoding(image, self.decoded_side)
+        return self._steps(_to_pixels(image))
 
 
 def _to_pixels(image: Image.Image) -> torch.Tensor:

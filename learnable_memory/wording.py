@@ -15,6 +15,11 @@ def in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """How many of something there are: "1 file", "2,000 files"; `many` where its plural is no "s" more."""
+    return f"{number:,} {one}" if number == 1 else f"{number:,} {many or one + 's'}"
+
+
 def printable(line: str) -> str:
     """Without line breaks and control sequences, which a name in somebody's file may hold; what is no text as \\xNN."""
     text = line.encode(errors="backslashreplace").decode()

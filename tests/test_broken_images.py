@@ -22,6 +22,8 @@ from learnable_memory.broken import Inspector, find_broken, leave_out_broken
 from learnable_memory.commands import run_command
 from learnable_memory.data import DataSet, load_data_set
 from learnable_memory.images import EncodedImages, ImageSet
+from learnable_memory.loading import make_loader
+from learnable_memory.transforms import Preprocessing
 from odd_images import image_set, write_broken_files, write_odd_images, write_slim_images
 
 BASE_TINY = Path(__file__).resolve().parent.parent / "models" / "base-tiny"
@@ -43,7 +45,7 @@ class Faulty:
 
     describe = identity
 
-    def read(self, row: int) -> Image.Image:
+    def read(self, row: int, side: int = 0) -> Image.Image:
         raise self.error
 
 
@@ -233,7 +235,7 @@ def test_few_images_take_no_workers(
 
     def loader(images, batch, num_workers, **others):
         asked.append(num_workers)
-        return [[None] * len(images)]
+        return [[(None, None)] * len(images)]
 
     monkeypatch.setattr(broken, "FEW", few)
     monkeypatch.setattr(broken, "DataLoader", loader)
@@ -350,3 +352,21 @@ def test_a_check_lists_missing_files_among_the_broken_ones(photos: Path) -> None
     assert list(found) == [0, 1, 2] and second in found[1] and "FileNotFoundError" in found[1]
     with pytest.raises(ValueError, match=second):
         find_broken(data.train, workers=0)
+
+
+@pytest.mark.parametrize("name", ["broken.png", "negative.tif"])
+def test_a_broken_image_names_the_way_around_it(photos: Path, name: str) -> None:
+    """Not where it is left out already, nor where the file is missing, which is none of its own faults."""
+    skip = ", or train and predict without such images: --on_bad_image skip"
+    if name == "broken.png":
+        (photos / "bee" / name).write_bytes(b"no image")
+    else:
+        Image.new("F", (4, 4), -1.0).save(photos / "bee" / name)
+    images = image_set(photos / "bee", [name])
+    with pytest.raises(ValueError, match=re.escape(f"{skip}") + "$"):
+        list(make_loader(images, Preprocessing(8, 8, "bilinear", 1, (0, 0, 0), (1, 1, 1)).eval_transform()))
+    (reason,) = find_broken(images, workers=0).values()
+    assert "--on_bad_image" not in reason
+    (photos / "bee" / name).unlink()
+    with pytest.raises(ValueError, match=r"repair it or remove it$"):
+        images.image(0)

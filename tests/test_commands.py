@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -294,6 +295,34 @@ def test_another_evaluation_split_is_not_compared(trained, tmp_path, capsys, cap
     validate(tmp_path, "-m", "colours")
     assert rows_of(capsys.readouterr().out)["colours"]["against the file"] == "unknown"
     assert "colours: the evaluation split here" in caplog.text and "cannot be compared" in caplog.text
+
+
+def test_images_that_have_changed_under_the_same_names_are_not_compared(trained, colours, tmp_path, capsys, caplog):
+    """Every name, every label and every size is as it was; a head of before they were recorded cannot tell."""
+    record = heads.read_metadata(trained / "colours_model.safetensors")["dataset"]
+    shutil.copytree(colours, tmp_path / "colours")
+    moved = {**record, "name": f"folder:{tmp_path / 'colours'}"}
+    of_before = {key: record["splits"]["eval"][key] for key in ("images", "hash")}
+    old = {**moved, "splits": {**record["splits"], "eval": of_before}}
+    copy_of(trained, tmp_path / "new", "colours", dataset=moved)
+    copy_of(trained, tmp_path / "old", "colours", dataset=old)
+
+    def against_the_file(folder: str) -> str:
+        caplog.clear()
+        validate(tmp_path / folder, "-m", "colours")
+        return rows_of(capsys.readouterr().out)["colours"]["against the file"]
+
+    assert against_the_file("new") == "+0.00" and "cannot be compared" not in caplog.text
+    for number in range(20):  # of which four are in eval
+        file = tmp_path / "colours" / "red" / f"{number}.png"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1  # behind the last pixel
+        file.write_bytes(content)
+    assert against_the_file("new") == "unknown"
+    assert (
+        "images of the same names have changed since (of the same size in all): accuracies cannot be c" in caplog.text
+    )
+    assert against_the_file("old") == "+0.00"
 
 
 # ------------------------------------------------------------------------------------------------------------ wrong use

@@ -15,6 +15,7 @@ import torchvision
 from PIL import Image
 
 from file_server import md5, serving, tar
+from learnable_memory.contents import difference
 from learnable_memory.data import ImageSet, data_set_names, load_data_set
 from learnable_memory.loading import make_loader
 from learnable_memory.transforms import Preprocessing
@@ -273,13 +274,33 @@ def rewrite_test_split(folder: Path, **changes: object) -> None:
         ({"names": None}, "test-00000-of-00001.parquet .its metadata has no class names for the column fine_label"),
         ({"names": NAMES[:50]}, "test-00000-of-00001.parquet .the column fine_label has values outside 0..49"),
         ({"labels": np.full(100, -1)}, "the column fine_label has values outside 0..99"),
-        ({"names": NAMES[::-1]}, "the class names of train-.* and test-.* in .*cifar100 differ"),
+        (
+            {"names": [*NAMES[:-1], "zebra"]},
+            r"test-00000-of-00001.parquet has other classes in the column fine_label than the other files of the same "
+            r"data \(only here: zebra; only there: class099\); give them the same$",
+        ),
     ],
 )
 def test_parquet_with_wrong_labels(tmp_path: Path, changes: dict, message: str) -> None:
     rewrite_test_split(write_parquet_cifar(tmp_path), **changes)
     with pytest.raises(ValueError, match=message):
         load_data_set("CIFAR100", tmp_path)
+
+
+def test_files_with_the_classes_in_another_order_are_read_by_name(tmp_path: Path) -> None:
+    """A class keeps its name, whatever number each file gives it; the red of an image is its class in `NAMES`."""
+    folder = write_parquet_cifar(tmp_path)
+    rewrite_test_split(folder, names=NAMES[::-1], labels=99 - TEST_LABELS)
+    second = folder / "train-00001-of-00002.parquet"
+    rows = pq.read_table(second)
+    turned = pa.array(99 - rows["fine_label"].to_numpy())
+    names = json.dumps({"info": {"features": {"fine_label": {"names": NAMES[::-1], "_type": "ClassLabel"}}}})
+    rows = rows.set_column(rows.schema.get_field_index("fine_label"), "fine_label", turned)
+    pq.write_table(rows.replace_schema_metadata({"huggingface": names}), second)
+    data = load_data_set("CIFAR100", tmp_path, download=False)
+    assert data.labels == NAMES
+    for images in (data.train, data.select, data.eval):
+        assert images.labels.tolist() == [pixel[0] for pixel in first_pixels(images)]
 
 
 def test_parquet_with_other_columns(tmp_path: Path) -> None:
@@ -358,6 +379,57 @@ def test_record_is_json_and_tells_the_splits(tmp_path: Path) -> None:
     assert (record["name"], record["source"], record["split_seed"]) == ("Digits", "scikit-learn: load_digits", 3)
     assert record["splits"]["select"] == {"images": len(data.select), "hash": data.select.hash}
     assert set(record["splits"]) == {"train", "select", "eval"}
+
+
+def test_the_record_of_eval_sees_what_changes_under_the_same_name(tmp_path: Path) -> None:
+    """Other sizes, and other contents of the same size; of what an earlier record does not say, nothing."""
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / split / name / f"{number}.bmp")
+
+    def record() -> dict:
+        return load_data_set(f"folder:{tmp_path}", tmp_path).record()["splits"]["eval"]
+
+    first, file = record(), tmp_path / "test" / "b" / "1.bmp"
+    assert first["bytes"] == 6 * file.stat().st_size and len(first["contents"]) == 16
+    assert difference(first, record()) is None
+    Image.new("RGB", (4, 4), (9, 0, 0)).save(file)
+    other = record()
+    assert (other["hash"], other["bytes"]) == (first["hash"], first["bytes"]) and other != first
+    assert difference(first, other) == "images of the same names have changed since (of the same size in all)"
+    Image.new("RGB", (5, 4)).save(file)
+    sizes = f"{record()['bytes']:,} bytes in all here, {first['bytes']:,} there"
+    assert difference(first, record()) == f"images of the same names have changed since ({sizes})"
+    earlier = {"images": 6, "hash": first["hash"]}
+    assert difference(earlier, record()) is None
+    assert difference(first | {"hash": "0" * 16}, first) == "it has other images or labels (6 here, 6 there)"
+    assert difference({"hash": "0" * 16}, first) == "it has other images or labels (another hash)"
+    file.unlink()
+    file.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"^cannot read the image .*/test/b/1.bmp \(.*No such file.*\); put it there$"):
+        record()
+
+
+@pytest.mark.parametrize("name", ["photos", "nested/photos", "~/photos", "tables", "pets.parquet"])
+def test_a_path_that_is_taken_for_a_name_is_told_what_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("photos/cat", "nested/photos/cat", "tables", "digits"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("pets.parquet", "tables/train.parquet"):
+        (tmp_path / file).write_bytes(b"")
+    kind = "parquet" if name in ("tables", "pets.parquet") else "folder"
+    with pytest.raises(ValueError) as caught:
+        load_data_set(name, tmp_path)
+    assert str(caught.value) == (
+        f"unknown data set {name!r}, but there is such a path here: for that write {kind}:{name}"
+    )
+    with pytest.raises(ValueError, match="did you mean Digits"):  # whatever lies here
+        load_data_set("digits", tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------- real data

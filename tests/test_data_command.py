@@ -193,7 +193,9 @@ def photos(tmp_path: Path) -> Path:
     for name, count in {"ant": 20, "bee": 10, "cow": 10}.items():
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(count):
-            Image.new("RGB", (8, 6), (0, number, 0)).save(tmp_path / "photos" / name / f"{number:02d}.png")
+            Image.new("RGB", (8, 6), (count + len(name), number, ord(name[0]))).save(
+                tmp_path / "photos" / name / f"{number:02d}.png"
+            )
     return tmp_path / "photos"
 
 
@@ -214,7 +216,7 @@ def test_what_is_printed_and_drawn(photos: Path, tmp_path: Path, capsys: pytest.
         "split seeded, split seed 3, selection seed 3",
     ]
     assert [cells(block) for block in blocks[1:3]] == [table, balance]
-    assert blocks[3] == "images that cannot be read: 0"
+    assert blocks[3] == "images that cannot be read: 0\ncopies: none"
     assert blocks[4].splitlines() == [
         "40 images looked at: width 8 / 8 / 8, height 6 / 6 / 6 pixels (smallest / median / largest); modes: 40 RGB",
         f"pixels for {BASE_TINY}: resized to 32x32 (bilinear), mean 0.5 0.5 0.5, std 0.5 0.5 0.5",
@@ -233,10 +235,12 @@ def test_every_option_reaches_the_data_set(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(registry, "load_data_set", load)
     flags = ["-r", str(tmp_path), "--split", "official", "--image_column", "img", "--label_column", "fine_label"]
+    flags += ["--class_folders", "deepest", "--labels", "train.txt", "test.txt"]
     assert learnable_memory(["data", "hf:someone/cats", *flags, "--no_download", "--split_seed", "5"]) == 2
     assert asked == {
         "name": "hf:someone/cats", "directory": tmp_path, "split_seed": 5, "download": False, "split": "official",
-        "image_column": "img", "label_column": "fine_label",
+        "image_column": "img", "label_column": "fine_label", "class_folders": "deepest",
+        "label_files": ("train.txt", "test.txt"),
     }  # fmt: skip
 
 
@@ -250,11 +254,80 @@ def test_the_check_lists_what_is_broken(
         path.write_bytes(b"")
     argv = ["data", f"folder:{photos}", "--output", str(tmp_path / "out"), "--check", "--workers", workers]
     assert learnable_memory(argv) == 1
-    *reasons, count = capsys.readouterr().out.split("\n\n")[3].splitlines()
-    assert count == "images that cannot be read: 2"
+    *reasons, count, no_copies = capsys.readouterr().out.split("\n\n")[3].splitlines()
+    assert (count, no_copies) == ("images that cannot be read: 2", "copies: none")
     for reason, (role, path) in zip(reasons, spoiled.items(), strict=True):
-        assert reason.startswith(f"{role}: cannot read the image {path} (")
+        assert reason.startswith(f"{role}: cannot read the image {path} (") and reason.endswith(
+            "repair it or remove it"
+        )
     assert not (tmp_path / "out").exists()
+
+
+def write_splits(root: Path, places: dict[str, int]) -> Path:
+    """Images by their path without ending, each of one number; the same number is the same image."""
+    for path, number in places.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(root / f"{path}.png")
+    return root
+
+
+def check_of(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> tuple[int, list[str]]:
+    """Exit code and lines of the check; whatever copies there are, the contact sheet is drawn."""
+    argv = ["data", f"folder:{root}", "--output", str(tmp_path / "out"), "--check", "--workers", "0"]
+    code = learnable_memory(argv)
+    assert (tmp_path / "out" / f"{root.name}.png").exists()
+    return code, capsys.readouterr().out.split("\n\n")[3].splitlines()
+
+
+def test_the_check_finds_a_validation_split_that_is_a_copy_of_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Here the test split; and one image of it, stored in another format, in the validation split too."""
+    numbers = {f"cat/{number}": number for number in range(3)} | {f"dog/{number}": 10 + number for number in range(3)}
+    places = {f"{split}/{path}": number for split in ("train", "test") for path, number in numbers.items()}
+    root = write_splits(tmp_path / "photos", places | {"val/cat/x": 50, "val/dog/x": 51})
+    Image.new("RGB", (4, 4), (2, 0, 0)).save(root / "val" / "cat" / "y.bmp")
+    Image.new("RGB", (4, 8), (1, 0, 0)).save(
+        root / "val" / "cat" / "z.png"
+    )  # as many bytes of the same colour, not more
+    code, lines = check_of(root, tmp_path, capsys)
+    assert code == 1 and lines == [
+        "images that cannot be read: 0",
+        "1 of 4 images of select are in train too, pixel for pixel:",
+        "  select: val/cat/y.bmp (cat) = train: train/cat/2.png (cat)",
+        "6 of 6 images of eval are in train too, pixel for pixel:",
+        *(f"  eval: test/{path}.png ({path[:3]}) = train: train/{path}.png ({path[:3]})" for path in numbers),
+        "1 of 6 images of eval are in select too, pixel for pixel:",
+        "  eval: test/cat/2.png (cat) = select: val/cat/y.bmp (cat)",
+    ]
+
+
+def test_the_check_finds_copies_with_different_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Twelve images that are in both classes: ten are named."""
+    places = {
+        f"{split}/cat/{number}": 20 * s + number for s, split in enumerate(("train", "test")) for number in range(15)
+    }
+    places |= {f"train/dog/{number}": number for number in range(12)} | {"test/dog/1": 99, "train/dog/a": 98}
+    code, (unreadable, heading, *pairs, more) = check_of(write_splits(tmp_path / "photos", places), tmp_path, capsys)
+    # whatever select has drawn of train, a cat and the dog that is its copy are told apart by their labels alone
+    assert code == 1 and unreadable == "images that cannot be read: 0"
+    *_, heading = [line for line in (heading, *pairs) if not line.startswith("  ")]
+    assert heading == "12 images with different labels:" and more == "  and 2 more"
+    listed = pairs[-10:]
+    assert len({pair.partition("/cat/")[2].partition(".")[0] for pair in listed}) == 10
+    for pair in listed:
+        numbers = re.findall(r"/(\d+)\.png", pair)
+        assert len(numbers) == 2 and len(set(numbers)) == 1 and "(cat)" in pair and "(dog)" in pair
+
+
+def test_a_place_that_cannot_be_written_to_names_the_option(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "out").write_text("no folder")
+    assert learnable_memory(["data", f"folder:{photos}", "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"error: cannot write the contact sheet to {tmp_path / 'out' / 'photos.png'} (" in error
+    assert error.endswith("): choose another place with --output\n")
 
 
 @pytest.mark.parametrize(

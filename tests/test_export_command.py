@@ -161,6 +161,18 @@ def test_heads_that_need_other_pixels_are_refused(folder, exported, capsys):
     assert not exported
 
 
+def test_heads_that_differ_in_decoding_alone_take_the_same_pixels(folder, tmp_path, exported):
+    """Whoever runs the file decodes; what it says of the pixels is what all of them need."""
+    scaled = replace(PIXELS, scaled_decoding=2)
+    for name in ("A", "a-b"):
+        file = heads.load(folder / heads.file_name(name))
+        settings = {"preprocessing": scaled.to_dict()} if name == "a-b" else {}
+        heads.save(tmp_path / heads.file_name(name), file.tensors, file.metadata | settings)
+    for names, expected in ((["a-b", "A"], PIXELS), (["a-b"], scaled)):
+        assert export(tmp_path, "--heads", *names, "--output", tmp_path / f"{len(names)}.onnx") == 0
+        assert exported[-1][5] == {"preprocessing": expected.to_dict(), "preprocessing_words": expected.words}
+
+
 def test_heads_of_one_file_that_need_other_pixels_have_to_be_split_first(folder, tmp_path, capsys):
     merged = tmp_path / "both.safetensors"
     heads.save_all(merged, [heads.load(folder / heads.file_name(name)) for name in ("A", "large")])

@@ -75,7 +75,9 @@ def test_every_command_line_takes_it(case, photos, tmp_path, monkeypatch, capsys
     names = "--models-list", "head", "cached", "grid"
     printed = run(vit_validation.main, *names, "-b", "8", "--workers", "0", "--device", "cpu")
     assert all(name in printed for name in ("head", "cached", "grid"))
-    printed = run(vit_predict.main, str(photos / "red" / "0.png"), "--heads", "head", "cached", "--attention", "looks.png")
+    printed = run(
+        vit_predict.main, str(photos / "red" / "0.png"), "--heads", "head", "cached", "--attention", "looks.png"
+    )
     assert "red" in printed or "green" in printed or "blue" in printed
     run(main, "heads", "show", "head")
     run(main, "export", "--heads", "head", "--format", "torch-export", "--output", "served.pt2")

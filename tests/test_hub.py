@@ -1,16 +1,18 @@
 """Data sets of the hub from its cache, and folders in its layout; nothing is downloaded."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from learnable_memory.sources.found import Request
 from learnable_memory.sources.hub import full_hub_name, read_hub
-from pet_tables import encode, reds, refuse_network, table, write_pets
+from learnable_memory.sources.parquet import read_parquet_path
+from pet_tables import encode, reds, refuse_network, table, write_hub_layout, write_pets
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -214,3 +216,63 @@ def test_a_folder_that_reads_like_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "pets[1]").mkdir()
     with pytest.raises(ValueError, match=r"has one of the characters \* \? \[ in it: rename the folder"):
         read_hub(Request(tmp_path, str(tmp_path / "pets[1]")))
+
+
+def test_the_classes_of_files_in_the_hubs_cache_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether the network is there or not: the files that were downloaded lie in HuggingFace's own cache."""
+    snapshot = tmp_path / "hub" / "datasets--someone--pets" / "snapshots" / COMMIT
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    test = table(10, [0, 1, 1], ClassLabel(names=["dog", "cat"]))
+    files = write_hub_layout(tmp_path / "pets", train=table(0, [0, 1]), test=test)
+    shutil.copytree(files, snapshot)
+    builder = datasets.load_dataset_builder(str(files), cache_dir=str(tmp_path))
+    builder.download_and_prepare(str(tmp_path / "datasets" / "huggingface" / "someone___pets/default/0.0.0" / COMMIT))
+    found = read_hub(Request(tmp_path, "someone/pets", download=False))
+    assert found.labels == ["cat", "dog"] and found.eval.labels.tolist() == [1, 0, 0]
+    shutil.rmtree(tmp_path / "hub")
+    with caplog.at_level("INFO", logger="learnable_memory"):
+        read_hub(Request(tmp_path, "someone/pets", download=False))
+    assert "its files are not in HuggingFace's cache any more: their class names are not compared" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("directory", "hub", "message"),
+    [
+        (
+            "file/home",
+            "hub",
+            "cannot write to {root}/file/home/datasets/huggingface: name another folder with --directory",
+        ),
+        (
+            "home",
+            "file/hub",
+            "cannot write to {root}/file/hub: set the environment variable HF_HOME to a folder for what the hub's "
+            "library downloads, beside --directory for all else",
+        ),
+    ],
+)  # fmt: skip
+def test_a_home_that_cannot_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str, hub: str, message: str
+) -> None:
+    """Here it lies in what is no folder: what may write anywhere may not write there."""
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / hub))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", "/somewhere")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(PermissionError) as caught:
+        read_hub(Request(tmp_path / directory, "someone/pets"))
+    assert str(caught.value) == message.format(root=tmp_path)
+
+
+def test_a_folder_with_a_home_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    write_pets(tmp_path / "pets")
+    for read in (read_hub, read_parquet_path):
+        with pytest.raises(PermissionError, match=r"huggingface-local: name another folder with --directory$"):
+            read(Request(tmp_path / "file", str(tmp_path / "pets")))

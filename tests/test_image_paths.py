@@ -67,3 +67,20 @@ def test_what_exists_is_no_pattern(photos):
 def test_names_that_stand_for_nothing(name, kind, said):
     with pytest.raises(kind, match=re.escape(said)):
         named_images(["a.jpg", name])
+
+
+def test_what_is_passed_over_is_counted_and_named(photos, caplog):
+    write_images(photos, ["deep/@eaDir/a.jpg/thumb.jpg", "deep/b.heic"])
+    with caplog.at_level("INFO"):
+        assert paths("deep") == ["deep/d.jpg", "deep/er/c.png"]
+        assert paths("deep/**/*") == ["deep/d.jpg", "deep/er/c.png"]
+        assert paths("deep/@eaDir/**/*.jpg") == ["deep/@eaDir/a.jpg/thumb.jpg"]  # what is asked for by name
+    counts = "2 files not looked at (.heic 1, .txt 1; .heic: pip install 'learnable-memory-vit[formats]')"
+    assert caplog.messages == [
+        f"deep: {counts}",
+        "skipped what is the system's: @eaDir 1, hidden 1",
+        f"deep/**/*: {counts}",
+        "skipped what is the system's: @eaDir 1",
+    ]
+    with pytest.raises(ValueError, match=r"^deep/b.heic is no image file: .*; .heic: pip install 'learnable-memory-vi"):
+        paths("deep/b.heic")

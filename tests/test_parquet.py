@@ -26,6 +26,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         (["train.parquet", "val.parquet", "test.parquet"], [10, 11], [20, 21]),
         (["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"], None, [10, 11]),
         (["train-a.parquet", "validation-a.parquet"], None, [10, 11]),
+        (["Training.parquet", "Valid.parquet", "TESTING-0.parquet"], [10, 11], [20, 21]),
     ],
 )
 def test_names_of_parquet_files(

@@ -144,9 +144,9 @@ class Counted(ArrayImages):
         super().__init__(np.zeros((count, 4, 4), dtype=np.uint8), "grey")
         self.read_rows: list[int] = []
 
-    def read(self, row: int) -> Image.Image:
+    def read(self, row: int, side: int = 0) -> Image.Image:
         self.read_rows.append(row)
-        return super().read(row)
+        return super().read(row, side)
 
 
 def test_images_are_read_as_they_are_asked_for_and_once(model):

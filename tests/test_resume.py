@@ -377,7 +377,7 @@ def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, c
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_off, monkeypatch):  # noqa: F811
-    """A file that was added moves others between training and evaluation."""
+    """A file that was added moves others between training and evaluation; one that changed is another image."""
     photos = tmp_path / "photos"
     for name in ("ant", "bee"):
         (photos / name).mkdir(parents=True)
@@ -387,9 +387,19 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_o
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_call(patch, training, "train_step", [2], kill)
         vit_train.main(flags)
+    whole = [(file, file.read_bytes()) for file in photos.glob("*/*")]
+    for file, content in whole:
+        file.write_bytes(content[:-1] + b"x")
+    changed = (
+        "has other images in its splits (eval: images of the same names have changed since (of the same size in all))"
+    )
+    assert f"{changed} than when the run in" in fails(capsys, [*flags, "--resume"])
+    for file, content in whole:
+        file.write_bytes(content)
     Image.new("RGB", (8, 8), (99, 0, 0)).save(photos / "ant" / "00.png")
     line = fails(capsys, [*flags, "--resume"])
-    assert "has other images in its splits than when the run in" in line and line.endswith("anew with --overwrite.")
+    assert "has other images in its splits (train: it has other images or labels (15 here, 14 there)" in line
+    assert "than when the run in" in line and line.endswith("anew with --overwrite.")
     (photos / "ant" / "00.png").unlink()
     assert vit_train.main([*flags, "--resume"]) == 0
 

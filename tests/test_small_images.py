@@ -199,7 +199,8 @@ def test_a_loader_can_be_asked_for_what_it_serves() -> None:
 
 def test_images_are_decoded_once_and_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     read, images = [], some_images()
-    monkeypatch.setattr(ArrayImages, "read", lambda self, row: read.append(row) or Image.fromarray(self.pixels[row]))
+    stored = ArrayImages.read
+    monkeypatch.setattr(ArrayImages, "read", lambda self, row, side: read.append(row) or stored(self, row, side))
     loader = SmallImageLoader(images, SQUARE, "flip", EpochBatches(13, 5))
     batches = iter(loader)
     assert read == []

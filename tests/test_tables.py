@@ -88,6 +88,191 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
+# --------------------------------------------------------------------------------------------- what files call classes
+ANIMALS = ["cat", "dog", "fox"]
+
+
+def write_named(folder: Path, **files: tuple[list[str] | None, list[str]]) -> Path:
+    """Parquet files, each with its own names of class 0, 1, .. (None: it names none) and the animals in its rows.
+
+    The red of an image is 100, 101 or 102 by its animal.
+    """
+    (folder / "data").mkdir(parents=True)
+    for name, (names, animals) in files.items():
+        order = names or ANIMALS
+        images = [{"bytes": encode(100 + ANIMALS.index(animal)), "path": None} for animal in animals]
+        features = Features({"image": datasets.Image(), "label": ClassLabel(names=names) if names else Value("int64")})
+        rows = Dataset.from_dict({"image": images, "label": [order.index(each) for each in animals]}, features=features)
+        rows.to_parquet(str(folder / "data" / f"{name.replace('_', '-')}.parquet"))
+    return folder
+
+
+def animals_in(found: Found, role: str) -> list[tuple[str, str]]:
+    """What each image of a split shows, and what it is called."""
+    images = getattr(found, role)
+    return [(ANIMALS[red - 100], found.labels[label]) for red, label in zip(reds(images), images.labels, strict=True)]
+
+
+def test_files_with_the_same_classes_in_another_order_are_read_by_name(
+    tmp_path: Path, read: Callable[[Request], Found], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_named(
+        tmp_path / "pets",
+        test=(["fox", "dog", "cat"], ["cat", "dog", "fox", "cat"]),
+        train_0=(ANIMALS, ["cat", "dog", "fox"]),
+        train_1=(["dog", "fox", "cat"], ["dog", "cat"]),
+        validation=(ANIMALS, ["fox"]),
+    )
+    with caplog.at_level(logging.INFO, logger="learnable_memory"):
+        found = read(Request(tmp_path, str(tmp_path / "pets")))
+    assert found.labels == ANIMALS  # as the training files have them
+    for role, animals in (("train", "cat dog fox dog cat"), ("select", "fox"), ("eval", "cat dog fox cat")):
+        assert animals_in(found, role) == [(animal, animal) for animal in animals.split()]
+    said = "files have the same classes in different orders, which are put right by name"
+    assert [message.partition(": ")[::2] for message in caplog.messages] == [
+        (f"split {split} of {prefix_of(read)}:{tmp_path / 'pets'}", said) for split in ("train", "test")
+    ]
+
+
+def prefix_of(read: Callable) -> str:
+    return next(prefix for prefix, reader in READERS.items() if reader is read)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (["cat", "dog", "owl"], "has other classes in the column label than the other files of the same data "
+         "(only here: owl; only there: fox); give them the same"),
+        (["cat", "dog"], "(only here: none; only there: fox); give them the same"),
+        (["cat", "dog", "fox", "owl"], "(only here: owl; only there: none); give them the same"),
+        (None, "has no names of classes for the column label, and other files of the same data have; save it with the "
+         "datasets library, as the others"),
+    ],
+)  # fmt: skip
+def test_files_with_other_classes_are_refused(
+    tmp_path: Path, read: Callable[[Request], Found], test: list[str] | None, message: str
+) -> None:
+    write_named(tmp_path / "pets", train=(ANIMALS, ["cat", "dog", "fox"]), test=(test, ["cat", "dog"]))
+    with pytest.raises(ValueError) as caught:
+        read(Request(tmp_path, str(tmp_path / "pets")))
+    assert str(caught.value).startswith(f"{tmp_path / 'pets' / 'data' / 'test.parquet'} has ")
+    assert str(caught.value).endswith(message) and "\n" not in str(caught.value)
+
+
+def describe(folder: Path, names: list[str]) -> None:
+    """A description of the data set that names the classes, as its page on the hub has one."""
+    numbered = "".join(f"          '{number}': {name}\n" for number, name in enumerate(names))
+    features = "  - name: image\n    dtype: image\n  - name: label\n    dtype:\n      class_label:\n        names:\n"
+    text = f"---\ndataset_info:\n  features:\n{features}{numbered}---\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("described", "labels"),
+    [(["fox", "cat", "dog"], ["fox", "cat", "dog"]), (["Katze", "Hund", "Fuchs"], ["Katze", "Hund", "Fuchs"])],
+)
+def test_a_description_orders_or_renames_the_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, described: list[str], labels: list[str]
+) -> None:
+    folder = write_named(tmp_path / "pets", train=(ANIMALS, ["cat", "dog", "fox"]), test=(ANIMALS, ["fox", "cat"]))
+    describe(folder, described)
+    with caplog.at_level(logging.INFO, logger="learnable_memory"):
+        found = read_hub(Request(tmp_path, str(folder)))
+    assert found.labels == labels
+    names = dict(zip(ANIMALS, described if "Katze" in described else ANIMALS, strict=True))
+    assert animals_in(found, "train") == [(animal, names[animal]) for animal in ANIMALS]
+    assert animals_in(found, "eval") == [(animal, names[animal]) for animal in ("fox", "cat")]
+    assert ("its description calls them Katze, Hund, Fuchs: taken from there" in caplog.text) == ("Katze" in described)
+
+
+def test_a_description_with_some_other_classes_is_refused(tmp_path: Path) -> None:
+    folder = write_named(tmp_path / "pets", train=(ANIMALS, ["cat", "dog", "fox"]))
+    describe(folder, ["cat", "dog", "wolf"])
+    with pytest.raises(ValueError, match=r"\(only here: fox; only there: wolf\); give them the same"):
+        read_hub(Request(tmp_path, str(folder)))
+
+
+def test_arrow_files_name_their_classes_too(tmp_path: Path) -> None:
+    folder = write_named(tmp_path / "parquet", train=(ANIMALS, ["cat", "fox"]), test=(ANIMALS[::-1], ["cat", "dog"]))
+    (tmp_path / "pets").mkdir()
+    for split in ("train", "test"):
+        table = pq.read_table(folder / "data" / f"{split}.parquet")
+        with pa.ipc.new_stream(str(tmp_path / "pets" / f"{split}.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    found = read_hub(Request(tmp_path, str(tmp_path / "pets")))
+    assert animals_in(found, "eval") == [("cat", "cat"), ("dog", "dog")]
+
+
+# ---------------------------------------------------------------------------------------------- images kept as paths
+def write_photos(folder: Path, *paths: str, red: int = 0) -> Path:
+    for number, path in enumerate(paths):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(encode(red + number))
+    return folder
+
+
+def test_images_kept_as_paths_are_known_by_them(tmp_path: Path) -> None:
+    """Not by their row: a file more, and all others have moved."""
+    paths = [f"{split}/{name}/{number}.png" for split in ("train", "test") for name in "ab" for number in range(3)]
+    one, two = (write_photos(tmp_path / name / "photos", *paths) for name in ("one", "two"))
+    before, again = (read_hub(Request(tmp_path / "cache", str(root))) for root in (one, two))
+    assert before.eval.hash == again.eval.hash
+    assert [before.eval.identity(row) for row in range(6)] == paths[6:]
+    (one / "test" / "a" / "1.png").rename(one / "test" / "a" / "9.png")
+    after = read_hub(Request(tmp_path / "cache", str(one)))
+    assert len(after.eval) == len(before.eval) and after.eval.hash != before.eval.hash
+
+
+def test_a_changed_file_changes_the_stamp_of_its_row_alone(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", "train/a/0.png", "train/b/0.png", "train/b/1.png")
+    images = read_hub(Request(tmp_path, str(photos))).train
+    before = [images.images.stamp(row) for row in range(3)]
+    (photos / "train" / "b" / "0.png").write_bytes(encode(7) + b"more")
+    assert [images.images.stamp(row) == old for row, old in enumerate(before)] == [True, False, True]
+
+
+def test_folders_of_the_system_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos = write_photos(
+        tmp_path / "photos", "train/cat/0.png", "train/dog/0.png", "train/@eaDir/0.png", "test/cat/1.png",
+        "test/dog/1.png", "test/#recycle/1.png",
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO, logger="learnable_memory"):
+        found = read_hub(Request(tmp_path, str(photos)))
+    assert found.labels == ["cat", "dog"]
+    for role, images in (("train", found.train), ("test", found.eval)):
+        names = [images.identity(row).partition("/")[::2] for row in range(len(images))]
+        assert [split for split, _ in names] == [role] * 2 and images.labels.tolist() == [0, 1]
+    assert caplog.messages == ["skipped 2 images in folders of the system"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_column_of_paths(tmp_path: Path, suffix: str) -> None:
+    """Relative to the folder of the table; or absolute, which means the same."""
+    photos = write_photos(tmp_path / "photos", "images/0.png", "images/1.png", "images/2.png")
+    paths = ["images/0.png", "./images/1.png", str(photos / "images" / "2.png")]
+    rows = Dataset.from_dict({"file": paths, "label": ["cat", "dog", "cat"]})
+    save = {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[suffix]
+    save(str(photos / f"train.{suffix}"))
+    read = read_parquet_path if suffix == "parquet" else read_hub
+    prefix = "parquet" if suffix == "parquet" else "hf"
+    with pytest.raises(ValueError) as caught:
+        read(Request(tmp_path, str(photos)))
+    assert str(caught.value).replace("large_", "") == (
+        f"{prefix}:{photos} has columns of text that could be the images; name one of file, label with --image_column "
+        "NAME; the columns are file (string), label (string)"
+    )
+    images = read(Request(tmp_path, str(photos), image_column="file", label_column="label")).train
+    assert reds(images) == [0, 1, 2] and images.labels.tolist() == [0, 1, 0]
+    assert [images.identity(row) for row in range(3)] == ["images/0.png", "images/1.png", "images/2.png"]
+
+
+def test_paths_of_a_table_of_the_hub_lead_nowhere() -> None:
+    rows = Dataset.from_dict({"file": ["a.png"], "label": ["cat"]})
+    message = "hf:pets: the column file holds paths of files that are not part of it; download it, and name the folder"
+    with pytest.raises(ValueError, match=message):
+        find({"train": rows}, image_column="file", label_column="label")
+
+
 # -------------------------------------------------------------------------------------------------------------- images
 def test_images_stay_on_disk_and_travel_to_other_processes(tmp_path: Path, read: Callable[[Request], Found]) -> None:
     images = read(Request(tmp_path, str(write_pets(tmp_path / "pets")))).train
@@ -182,7 +367,8 @@ def test_a_test_split_with_hidden_labels_does_not_count(
     """As in ImageNet-1k: validation is the split to evaluate on."""
     a, b = ("cat", "dog") if label_type == Value("string") else (0, 1)
     labels = {"train": [a, b], "validation": [b, a], "test": [hidden, hidden]}
-    found = find({name: table(10 * place, rows, label_type) for place, (name, rows) in enumerate(labels.items())})
+    with caplog.at_level(logging.INFO, logger="learnable_memory"):
+        found = find({name: table(10 * place, rows, label_type) for place, (name, rows) in enumerate(labels.items())})
     assert reds(found.eval) == [10, 11] and found.eval.labels.tolist() == [1, 0]
     assert found.select is None
     assert caplog.messages[-1] == "hf:pets: without labels, so not used: split test"

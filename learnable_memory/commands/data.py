@@ -35,7 +35,10 @@ class DataOptions(DataChoice, Places):
     )
     output: Path = option(Path("runs/data"), "folder for the contact sheet, or a file ending in .png", group="output")
     check: bool = option(
-        False, "decode every image and list those that cannot be read; exit code 1 if there are any", group="output"
+        False,
+        "decode every image and list those that cannot be read, that are in two splits, or that have two labels; exit "
+        "code 1 if there are any",
+        group="output",
     )
     workers: int = option(
         default_workers(),
@@ -57,27 +60,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from learnable_memory import overview
     from learnable_memory.commands.model import start_logging
-    from learnable_memory.contact_sheet import contact_sheet
     from learnable_memory.data import load_data_set
 
     start_logging()
     preprocessing = preprocessing_for(options)
     data = load_data_set(
-        options.name, options.directory, options.split_seed, not options.no_download, split=options.split,
-        image_column=options.image_column, label_column=options.label_column,
-    )  # fmt: skip
+        options.name, options.directory, options.split_seed, not options.no_download, **options.choices
+    )
     print(f"{data.name}: {len(data.labels):,} classes, from {data.source}")
     print(f"split {data.split}, split seed {data.split_seed}, selection seed {data.select_seed}\n")
     print(f"{overview.splits_table(data)}\n\n{overview.class_balance(data)}\n")
+    faults = False
     if options.check:
-        reasons = broken_images(data, options.workers)
-        print("\n".join([*reasons, f"images that cannot be read: {len(reasons):,}\n"]))
-        if reasons:
+        broken, found = check(data, options.workers)
+        print("\n".join([*broken, f"images that cannot be read: {len(broken):,}", *(found or ["copies: none"]), ""]))
+        if broken:
             return 1
+        faults = bool(found)
     print(overview.sampled_sizes(data))
     print(f"pixels for {options.base_model or DEFAULT_BASE}: {preprocessing.words}")
-    print(f"contact sheet: {contact_sheet(data, preprocessing, picture_path(options.output, data.name))}")
-    return 0
+    print(f"contact sheet: {draw(data, preprocessing, picture_path(options.output, data.name))}")
+    return 1 if faults else 0
 
 
 def preprocessing_for(options: DataOptions) -> Preprocessing:
@@ -90,16 +93,27 @@ def preprocessing_for(options: DataOptions) -> Preprocessing:
     return preprocessing_of(find_base(options.base_model, options.base_cache, not options.no_download))
 
 
-def broken_images(data: DataSet, workers: int) -> list[str]:
-    """What is wrong with each image that cannot be read, split by split; every image is decoded."""
-    from learnable_memory.broken import ROLES, find_broken
+def check(data: DataSet, workers: int) -> tuple[list[str], list[str]]:
+    """What is wrong with each image that cannot be read, split by split, and the lines of `copies.copies`; every image
+    is decoded."""
+    from learnable_memory.broken import ROLES, inspect
+    from learnable_memory.copies import copies
 
-    splits = {role: getattr(data, role) for role in ROLES}
-    return [
-        f"{role}: {reason}"
-        for role, split in splits.items()
-        for reason in find_broken(split, workers, f"checking {role}", all_faults=True).values()
-    ]
+    looks = {role: inspect(getattr(data, role), workers, f"checking {role}") for role in ROLES}
+    broken = [f"{role}: {reason}" for role, (reasons, _) in looks.items() for reason in reasons.values()]
+    return broken, copies(data, {role: digests for role, (_, digests) in looks.items()})
+
+
+def draw(data: DataSet, preprocessing: Preprocessing, path: Path) -> Path:
+    """The contact sheet. Raises OSError if it cannot be written there."""
+    from learnable_memory.contact_sheet import contact_sheet
+
+    try:
+        return contact_sheet(data, preprocessing, path)
+    except OSError as error:
+        raise OSError(
+            f"cannot write the contact sheet to {path} ({error}): choose another place with --output"
+        ) from error
 
 
 def picture_path(output: Path, name: str) -> Path:

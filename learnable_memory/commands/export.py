@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def one_preprocessing(chosen: ChosenHeads, of_the_base: Preprocessing) -> Preprocessing:
     """How the pixels are made that all these heads take. Raises ValueError if they do not take the same."""
     groups = chosen.by_preprocessing(of_the_base)
+    if len({settings.of_decoded for settings in groups}) == 1 < len(groups):
+        return next(iter(groups)).of_decoded  # the file takes pixels, whatever scale they were decoded at
     if len(groups) > 1:
         needs = "; ".join(f"{', '.join(names)}: {settings.words}" for settings, names in groups.items())
         apart = ", then ".join(f"--heads {' '.join(names)}" for names in groups.values())
@@ -107,7 +109,7 @@ def one_preprocessing(chosen: ChosenHeads, of_the_base: Preprocessing) -> Prepro
 
 def check_pixels(preprocessing: Preprocessing, of_the_base: Preprocessing) -> None:
     """Raise ValueError if the base needs other pixels for its own answers than the heads."""
-    if preprocessing != of_the_base:
+    if preprocessing.of_decoded != of_the_base.of_decoded:
         raise ValueError(
             f"One file takes one kind of pixels: the base's own answers need images {of_the_base.words}, these heads "
             f"{preprocessing.words}. Leave --with_base."

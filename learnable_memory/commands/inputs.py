@@ -8,7 +8,7 @@ import torch
 
 from learnable_memory.broken import Inspector, leave_out_broken
 from learnable_memory.config import RunOptions, TrainOptions
-from learnable_memory.data import DataSet, load_data_set
+from learnable_memory.data import CHOICES, DataSet, load_data_set
 from learnable_memory.evaluate import is_shared
 from learnable_memory.features import CachedLoader, FeatureCache, contents_of, describe
 from learnable_memory.images import ImageSet
@@ -28,14 +28,12 @@ def chosen_data(options: TrainOptions, accelerator: Any = None) -> dict[int | No
     selection split, and these seeds draw the folds.
     """
     data = load_data_set(
-        options.dataset, options.directory, options.split_seed, not options.no_download,
-        split=options.split, image_column=options.image_column, label_column=options.label_column,
+        options.dataset, options.directory, options.split_seed, not options.no_download, folds=options.folds,
+        **options.choices,
     )  # fmt: skip
     found: dict[int | None, DataSet] = {None: data}
     if options.data_seeds is not None:
         found = {seed: data.with_select_seed(seed) for seed in options.data_seeds}
-    if options.folds is not None:
-        found = {seed: each.for_folds(options.folds) for seed, each in found.items()}
     if options.on_bad_image == "stop":
         return found
     inspector = Inspector(options.workers, accelerator)
@@ -46,11 +44,8 @@ def recorded_data(record: Mapping[str, Any], options: RunOptions) -> DataSet:
     """The data set that a head file names, with the same splits; only `eval` is without its broken images."""
     data = load_data_set(
         record["name"], options.directory, record["split_seed"], not options.no_download, record.get("select_seed"),
-        split=record.get("split", "seeded"), image_column=record.get("image_column"),
-        label_column=record.get("label_column"),
+        folds=record.get("folds"), **{what: record[what] for what in CHOICES if record.get(what)},
     )  # fmt: skip
-    if record.get("folds"):
-        data = data.for_folds(record["folds"])
     if record.get("left_out") is None:
         return data
     return leave_out_broken(data, Inspector(options.workers), ["eval"])

@@ -43,7 +43,7 @@ def compare_pixels(parents: ChosenHeads, preprocessing: Preprocessing) -> None:
     """Say it where parents were trained on pixels of another kind; they see those of the new head from now on."""
     for name, file in parents.files.items():
         settings = Preprocessing.of_head(file.metadata)
-        if settings and settings != preprocessing:
+        if settings and settings.of_decoded != preprocessing.of_decoded:
             logger.info(
                 "%s was trained on images %s; below the new head it sees them %s.",
                 name, settings.words, preprocessing.words,

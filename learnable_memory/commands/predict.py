@@ -91,7 +91,8 @@ def open_heads(
     passes, names = chosen.by_preprocessing(preprocessing), chosen.names
     if options.with_base:
         check_with_base(model)
-        passes.setdefault(preprocessing, []).append("base")
+        alike = [each for each in passes if each.of_decoded == preprocessing.of_decoded]  # the base was shown none
+        passes.setdefault(alike[0] if alike else preprocessing, []).append("base")
         names = ["base", *names]
     if len(passes) > 1:
         logger.info("The heads need %d kinds of preprocessing, so each image takes one pass of its kind.", len(passes))

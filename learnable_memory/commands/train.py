@@ -21,6 +21,7 @@ from learnable_memory.commands.passes import OF_THE_MACHINE, Pass
 from learnable_memory.commands.processes import start_accelerator
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions, to_dict
+from learnable_memory.contents import difference
 from learnable_memory.data import DataSet
 from learnable_memory.evaluate import is_main, is_shared
 from learnable_memory.grid import Cell, Outcome
@@ -145,7 +146,7 @@ def run_passes(
     for data_seed, data in data_sets.items():
         suffix = "" if data_seed is None else f"_d{data_seed}"
         splits = data.record()["splits"]  # others would move between training and evaluation
-        what = f"{options.dataset} has other images in its splits"
+        what = f"{options.dataset} has other images in its splits{what_changed(files.splits(suffix), splits)}"
         files.keep(files.splits(suffix), splits, what, writes=log is not None)
         passes = passes_of(base, options, suffix)
         for ending, cells in passes.items():
@@ -157,6 +158,15 @@ def run_passes(
             checkpoint = Checkpoint(files.checkpoint(ending), options.checkpoint_steps)
             outcomes += one_pass.run(checkpoint, files.outcomes(ending), files.folder)
     return outcomes
+
+
+def what_changed(began_with: Path, splits: Mapping[str, Any]) -> str:
+    """In words, in what splits are others than when a run began; nothing if they are not, or it begins now."""
+    if not began_with.exists():
+        return ""
+    before = json.loads(began_with.read_text(encoding="utf-8"))
+    found = {role: difference(before[role], split) for role, split in splits.items() if role in before}
+    return "".join(f" ({role}: {words})" for role, words in found.items() if words)
 
 
 def passes_of(base: TrainingBase, options: TrainOptions, suffix: str) -> dict[str, dict[str, Cell]]:

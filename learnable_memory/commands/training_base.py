@@ -1,6 +1,7 @@
 """The base that a run learns on, and the models of its passes: heads of one pass, or a network by itself."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,7 +12,7 @@ from learnable_memory.convolutional import ConvolutionalBase, is_convolutional
 from learnable_memory.grid import Cell
 from learnable_memory.method_spec import OF_ANY_NETWORK, MethodSpec
 from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network, check_method
-from learnable_memory.transforms import Preprocessing
+from learnable_memory.transforms import SCALED_DECODING, Preprocessing
 from vit import MemoryCapableViT
 
 # Between the seeds of processes: odd, so that no two are the same; large, so that none is that of a run beside.
@@ -50,6 +51,8 @@ class TrainingBase:
             self.preprocessing = found if options.image_size is None else found.at(options.image_size)
         else:
             self.vit, self.preprocessing = self._load()
+        scale = SCALED_DECODING if options.decoding == "scaled" else 0
+        self.preprocessing = replace(self.preprocessing, scaled_decoding=scale)
 
     @property
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 A network that cannot be put together with heads is evaluated in the same way, alone.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +13,8 @@ from learnable_memory.commands.inputs import evaluation_loader, recorded_data
 from learnable_memory.commands.model import start_logging
 from learnable_memory.commands.tuned import ChosenNetwork, choose, load_model
 from learnable_memory.config import ValidationOptions
-from learnable_memory.data import DATA_SETS, DataSet
+from learnable_memory.contents import difference
+from learnable_memory.data import CHOICES, DATA_SETS, DataSet
 from learnable_memory.evaluate import evaluate
 from learnable_memory.projections import ranks_in_short
 from learnable_memory.runlog import versions, write_json
@@ -96,7 +98,7 @@ def by_data_set(files: Sequence[dict], options: ValidationOptions) -> list[tuple
 
     Raises ValueError if a head does not say what it was trained on, or the data here has other classes.
     """
-    groups: dict[tuple, list[dict]] = {}
+    groups: dict[str, list[dict]] = {}
     for metadata in files:
         record = metadata["dataset"]
         if "splits" not in record and record["name"] not in DATA_SETS:
@@ -105,8 +107,8 @@ def by_data_set(files: Sequence[dict], options: ValidationOptions) -> list[tuple
                 f"alone what it was trained on, and {record['name']} is no data set (legal: {', '.join(DATA_SETS)}): "
                 "write it again under the right name with python -m learnable_memory heads convert --names."
             )
-        asked = ("name", "split_seed", "split", "image_column", "label_column")
-        key = *(record.get(what) for what in asked), record.get("left_out") is None
+        asked = [record.get(what) for what in ("name", "split_seed", *CHOICES)]
+        key = json.dumps([*asked, record.get("left_out") is None])
         groups.setdefault(key, []).append(metadata)
     found = [(recorded_data(members[0]["dataset"], options), members) for members in groups.values()]
     for data, members in found:
@@ -145,17 +147,19 @@ def row(metadata: dict, data: DataSet, score: dict, learned: dict) -> dict:
     record = metadata["dataset"]
     stored = (metadata.get("metrics", {}).get("eval") or {}).get("top1")  # None where training has diverged
     splits = record.get("splits", {})
-    if splits and data.eval.hash != splits["eval"]["hash"]:
+    here = data.eval.record(contents="contents" in splits.get("eval", {}))
+    different = difference(splits["eval"], here) if splits else None
+    if different:
         logger.warning(
-            "%s: the evaluation split here (%s) is not the one in the file (%s): accuracies cannot be compared.",
-            metadata["name"], data.source, record["source"],
+            "%s: the evaluation split here (%s) is not the one in the file (%s), %s: accuracies cannot be compared.",
+            metadata["name"], data.source, record["source"], different,
         )  # fmt: skip
         stored = None
     return {
         "head": metadata["name"],
         "base": metadata["base"],
         # Of train and select it says what the head has seen: only eval was looked at here.
-        "dataset": {**record, "splits": {**splits, "eval": data.eval.record()}},
+        "dataset": {**record, "splits": {**splits, "eval": here}},
         "split": split_of(metadata, data),
         **learned,
         **score,

@@ -1,12 +1,12 @@
 """Splits published as lists beside the images: VTAB-1k, and the fine-grained sets of Visual Prompt Tuning."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from learnable_memory.sources.found import Found, Request, naming
-from learnable_memory.sources.listed import label_listed, read_columns, split_sets
+from learnable_memory.sources.listed import label_listed, read_columns, require_images, split_sets
 from learnable_memory.wording import unknown_data_set
 
 # The training lists of VTAB-1k do not show every class (SUN-397 has 309 of 397), so that their number has to be known.
@@ -55,7 +55,7 @@ def read_vtab(request: Request) -> Found:
     for file in files:
         names, numbers = read_columns(file, str, int)
         splits[file] = label_listed(file, names, numbers, classes)
-    _require_images(root, splits)
+    require_images(root, splits)
     train, select, evaluation = split_sets(root, splits)
     return Found([str(number) for number in classes], train, f"VTAB-1k lists: {name}", evaluation, select)
 
@@ -134,7 +134,7 @@ def read_fgvc(request: Request) -> Found:
             raise ValueError(f"{file} has class {min(unknown)}, which {files[0].name} has not; replace one of them")
         indices = [classes[number] for number in numbers]
         splits[file] = label_listed(file, [layout.images + path for path in paths], indices, range(len(classes)))
-    _require_images(root, splits)
+    require_images(root, splits)
     labels = [str(number) for number in classes]
     if layout.class_names is not None:
         labels = layout.class_names(root, _class_folders(files[0], train_paths, train_numbers))
@@ -175,13 +175,3 @@ def _require(name: str, files: Sequence[Path], advice: str) -> None:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"{name}: no {', '.join(missing)} in {files[0].parent}; {advice}")
-
-
-def _require_images(root: Path, splits: Mapping[Path, Mapping[str, int]]) -> None:
-    """Lists and images come from different places: what does not fit is found now, not after hours of training."""
-    for file, labels in splits.items():
-        missing = [name for name in labels if not (root / name).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{file} lists {len(missing)} images that are not in {root}, such as {min(missing)}; put them there"
-            )

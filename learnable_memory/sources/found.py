@@ -8,6 +8,7 @@ from pathlib import Path
 from learnable_memory.images import ImageSet
 
 SPLITS = ("seeded", "official")
+CLASS_FOLDERS = ("first", "deepest")
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,11 @@ class Request:
         download: whether missing files may be fetched into `directory`.
         split: "seeded" or "official": what `eval` is to be where a data set comes without a split, but lists of an
             official one were published. Data sets that have their split in their files take no notice.
-        image_column: of a table; found by its type where left out.
+        image_column: of a table or list; found by its type where left out.
         label_column: the same of the labels.
+        class_folders: of folders, what is a class: "first", a folder with all that is below it; "deepest", each folder
+            that has images of its own; None: the first, unless they look as if they were none.
+        label_files: of folders, lists that say which image is of which class, instead of their folders.
     """
 
     directory: Path
@@ -30,6 +34,8 @@ class Request:
     split: str = "seeded"
     image_column: str | None = None
     label_column: str | None = None
+    class_folders: str | None = None
+    label_files: tuple[str, ...] = ()
 
     @property
     def root(self) -> Path:

@@ -1,12 +1,16 @@
 """Data sets of the HuggingFace hub, and folders in its layout."""
 
 import glob
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
+from learnable_memory.sources.class_names import files_of_folder, snapshot_folder
 from learnable_memory.sources.found import Found, Request, absolute
-from learnable_memory.sources.tables import HUB_CACHE, LOCAL_CACHE, load_tables, read_tables, reason
+from learnable_memory.sources.tables import HUB_CACHE, LOCAL_CACHE, UnwritableCache, load_tables, read_tables, reason
+
+logger = logging.getLogger(__name__)
 
 
 def read_hub(request: Request) -> Found:
@@ -35,14 +39,19 @@ def read_hub(request: Request) -> Found:
     cache = request.root / (LOCAL_CACHE if local else HUB_CACHE)
     try:
         splits = load_tables(name, cache, offline=local or not request.download, name=config or None)
-    except ModuleNotFoundError:
-        raise  # the command line says what to install
+    except (ModuleNotFoundError, UnwritableCache):
+        raise  # these say what to do
     except Exception as error:
         raise _explained(shown, request, local, error) from error
     source = f"folder: {Path(name).name}" if local else f"hub: {name}"
     source += f" ({config})" if config else ""
     revision = None if local else _revision(splits)
-    return read_tables(shown, splits, request, f"{source}, revision {revision}" if revision else source)
+    source = f"{source}, revision {revision}" if revision else source
+    folder = Path(name) if local else snapshot_folder(name, revision)
+    if folder is None:
+        logger.info("%s: its files are not in HuggingFace's cache any more: their class names are not compared", shown)
+    files = files_of_folder(folder, config or None, cache, splits) if folder else {}
+    return read_tables(shown, splits, request, source, Path(name) if local else None, files)
 
 
 def full_hub_name(argument: str) -> str:

@@ -3,8 +3,9 @@
 import re
 from dataclasses import replace
 
-from learnable_memory.sources.folders import read_class_folders, subfolders
+from learnable_memory.sources.folders import read_class_folders
 from learnable_memory.sources.found import Found, Request
+from learnable_memory.sources.image_files import subfolders
 
 HUB_NAME = "ILSVRC/imagenet-1k"
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learnable_memory.sources.download import Remote, obtain
-from learnable_memory.sources.folders import image_set, label_folders, subfolders
+from learnable_memory.sources.folders import label_folders
 from learnable_memory.sources.found import Found, Request, naming
+from learnable_memory.sources.image_files import image_set, subfolders
 from learnable_memory.sources.listed import label_from_folders, require_lists, split_sets
 
 ANNOTATIONS = "ml-inat-competition-datasets.s3.amazonaws.com/2017/train_val2017.zip"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from learnable_memory.images import ImageSet
-from learnable_memory.sources.folders import image_set
 from learnable_memory.sources.found import naming
+from learnable_memory.sources.image_files import image_set
 
 
 def read_columns(path: Path, *kinds: type) -> tuple[list[Any], ...]:
@@ -97,6 +97,23 @@ def split_sets(root: Path, splits: Mapping[Any, Mapping[str, int]]) -> list[Imag
         if common := splits[one].keys() & splits[two].keys():
             raise ValueError(f"{min(common)} is in {one} and in {two}; an image belongs to one split")
     return [image_set(root, labels) for labels in splits.values()]
+
+
+def require_images(root: Path, splits: Mapping[Any, Mapping[str, int]]) -> None:
+    """Lists and images may come from different places: what does not fit is found now, not after hours of training.
+
+    Args:
+        splits: as for `split_sets`.
+
+    Raises:
+        FileNotFoundError: images of a list are not in `root`.
+    """
+    for source, labels in splits.items():
+        missing = [name for name in labels if not (root / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{source} lists {len(missing)} images that are not in {root}, such as {min(missing)}; put them there"
+            )
 
 
 def require_lists(name: str, lists: Sequence[Path], origin: str) -> None:

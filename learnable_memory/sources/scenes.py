@@ -1,8 +1,9 @@
 """Data sets of scenes: Places365 and SUN-397."""
 
 from learnable_memory.sources.download import Remote, obtain
-from learnable_memory.sources.folders import image_set, label_folders
+from learnable_memory.sources.folders import label_folders
 from learnable_memory.sources.found import Found, Request
+from learnable_memory.sources.image_files import image_set
 from learnable_memory.sources.listed import (
     check_numbering,
     label_from_folders,

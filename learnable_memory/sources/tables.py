@@ -1,14 +1,17 @@
 """Tables of images and labels, as the `datasets` library loads them: which columns and which splits mean what."""
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from learnable_memory.images import ImageSet, TableImages
+from learnable_memory.sources.class_names import names_differ, names_of_file, numbers_by_name
 from learnable_memory.sources.found import Found, Request
+from learnable_memory.sources.table_paths import without_system_folders
 from learnable_memory.wording import some
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ logger = logging.getLogger(__name__)
 # what it made of a folder for the data set of the hub that has the folder's name.
 HUB_CACHE, LOCAL_CACHE = "huggingface", "huggingface-local"
 TRAIN, TEST = "train", "test"
+STRINGS = ("string", "large_string")
 VALIDATION = ("validation", "valid", "val", "dev")  # what the selection split is called, the usual name first
 
 
@@ -33,9 +37,11 @@ def load_tables(source: str, cache: Path, offline: bool, **which: Any) -> dict[s
         which: further arguments, such as `name` (the configuration) and `data_files`.
 
     Raises:
+        UnwritableCache: `cache`, or the hub's own where it is needed, cannot be written to.
         Exception: whatever the library raises; `reason` makes a line of it.
     """
     import datasets
+    from huggingface_hub import constants
 
     before = datasets.config.HF_HUB_OFFLINE  # read from the environment at import; there is no argument for it
     datasets.config.HF_HUB_OFFLINE = before or offline
@@ -43,8 +49,27 @@ def load_tables(source: str, cache: Path, offline: bool, **which: Any) -> dict[s
         return dict(
             datasets.load_dataset(source, cache_dir=str(cache), keep_in_memory=False, trust_remote_code=False, **which)
         )
+    except Exception as error:
+        if not _can_be_written(cache):
+            raise UnwritableCache(f"cannot write to {cache}: name another folder with --directory") from error
+        if not offline and not _can_be_written(Path(constants.HF_HUB_CACHE)):
+            raise UnwritableCache(
+                f"cannot write to {constants.HF_HUB_CACHE}: set the environment variable HF_HOME to a folder for what "
+                "the hub's library downloads, beside --directory for all else"
+            ) from error
+        raise
     finally:
         datasets.config.HF_HUB_OFFLINE = before
+
+
+class UnwritableCache(PermissionError):
+    """A folder that the libraries keep files in cannot be written to; most often the home directory."""
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether files can be made in a folder, or the folder itself where there is none."""
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def reason(error: Exception) -> str:
@@ -56,7 +81,10 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def read_tables(name: str, splits: Mapping[str, Any], request: Request, source: str) -> Found:
+def read_tables(
+    name: str, splits: Mapping[str, Any], request: Request, source: str, root: Path | None = None,
+    files: Mapping[str, Sequence[Path]] | None = None,
+) -> Found:  # fmt: skip
     """The images, labels and splits of some tables with the same columns.
 
     One table, whatever its name, is all there is; of several, `train` is trained on, `test` is evaluated on and a
@@ -69,24 +97,37 @@ def read_tables(name: str, splits: Mapping[str, Any], request: Request, source: 
         splits: `datasets.Dataset` by the name of the split.
         request: for its `image_column` and `label_column`.
         source: as in `Found`.
+        root: the folder that it came from, which paths of images are relative to; None: of the hub.
+        files: of each split, in the order of its rows, where they name the classes; those of all that do are compared.
 
     Raises:
-        ValueError: no training split, a column that has to be named, or labels that are missing or unknown.
+        ValueError: no training split, a column that has to be named, labels that are missing or unknown, or files that
+            do not have the same classes.
     """
     features = next(iter(splits.values())).features
     image = _image_column(name, features, request.image_column)
+    if root is None and getattr(features[image], "dtype", None) in STRINGS:
+        raise ValueError(
+            f"{name}: the column {image} holds paths of files that are not part of it; download it, and name the folder"
+        )
     label = _label_column(name, features, request.label_column)
     if not hasattr(features[label], "names"):  # no ClassLabel: it may be anything
         logger.info("%s: the column %s is taken for the labels", name, label)
     labels = {split: table.data.column(label) for split, table in splits.items()}
     roles = _roles(name, labels)
     classes, class_names = _classes(features[label], labels[roles["train"]])
+    described = {
+        split: [names_of_file(file, label) for file in (files or {}).get(split, ())] for split in roles.values()
+    }
+    compared = names_differ(name, class_names, [file for found in described.values() for file in found])
     sets = {}
     for role, split in roles.items():
         what = f"split {split} of {name}"
         numbers = _class_numbers(f"the column {label} of {what}", labels[split], classes)
-        sets[role] = ImageSet(TableImages(_undecoded(splits[split], image), image, what), numbers)
-    return Found(class_names, sets["train"], source, sets.get("eval"), sets.get("select"))
+        if compared:
+            numbers = numbers_by_name(what, label, class_names, described[split], numbers)
+        sets[role] = ImageSet(TableImages(_undecoded(splits[split], image), image, what, root), numbers)
+    return without_system_folders(Found(class_names, sets["train"], source, sets.get("eval"), sets.get("select")))
 
 
 # -------------------------------------------------------------------------------------------------------------- splits
@@ -115,7 +156,8 @@ def _image_column(name: str, features: Mapping[str, Any], named: str | None) -> 
 
     declared = [column for column, feature in features.items() if isinstance(feature, Image)]
     encoded = [column for column, feature in features.items() if _holds_encoded_images(feature)]
-    return _choose(name, features, "image", declared + encoded, declared or encoded, named)
+    paths = [column for column, feature in features.items() if getattr(feature, "dtype", None) in STRINGS]
+    return _choose(name, features, "image", declared + encoded + paths, declared or encoded, named)
 
 
 def _holds_encoded_images(feature: Any) -> bool:
@@ -146,10 +188,10 @@ def _choose(
         raise ValueError(f"{name} has no column that could be the {kind}s; its columns are {columns}")
     if named is not None and named not in legal:
         raise ValueError(f"{name}: --{kind}_column is {named}; legal: {', '.join(legal)}; the columns are {columns}")
-    if named is None and len(likely) > 1:
+    if named is None and len(likely) != 1:
         raise ValueError(
-            f"{name} has several columns that could be the {kind}s; name one of {', '.join(likely)} "
-            f"with --{kind}_column NAME; the columns are {columns}"
+            f"{name} has {'several columns' if likely else 'columns of text'} that could be the {kind}s; name one of "
+            f"{', '.join(likely or legal)} with --{kind}_column NAME; the columns are {columns}"
         )
     return named or likely[0]
 
