@@ -2,8 +2,7 @@
 
     python experiments/run.py here_and_now
     python experiments/run.py table2 --directory DIR --device cuda --workers 16
-    python experiments/run.py table2 --output runs/try --base_model models/base-tiny --dataset Digits --max_steps 2 \\
-        --batch_size 16 --precision float32                      # a try: flags of vit_train.py replace the options
+    python experiments/run.py table2 --output runs/try --only CIFAR-100 head full --max_steps 50
 
 All other flags are those of `vit_train.py`, and hold for every run. Heads that differ in method, rate and optimizer
 only are trained in one pass. A pass that was interrupted goes on when the same command is given again; several
@@ -166,7 +165,7 @@ def train(group: Sequence[Run], folder: Path, keep: Path | None) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class Told:
+class Arguments:
     """What a command line says: the experiment, the folder of its results, and its variants, all and those to run.
 
     Attributes:
@@ -182,7 +181,7 @@ class Told:
     machine: Mapping[str, Any]
 
 
-def read_arguments(argv: Sequence[str] | None, description: str | None) -> Told:
+def read_arguments(argv: Sequence[str] | None, description: str | None) -> Arguments:
     """Raises ValueError for what is not legal."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -211,26 +210,26 @@ def read_arguments(argv: Sequence[str] | None, description: str | None) -> Told:
     every = changed(every, changes)
     machine = {key: value for key, value in flags.items() if key in OF_THE_MACHINE}
     keep = folder / "learned" if given.keep_all else None
-    return Told(given.name, folder, keep, every, only(every, given.only), machine)
+    return Arguments(given.name, folder, keep, every, only(every, given.only), machine)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line says."""
-    told = read_arguments(argv, __doc__)
+    args = read_arguments(argv, __doc__)
     from experiments import report
     from learnable_memory.commands.model import start_logging
 
     start_logging()
-    place = told.folder / "results.jsonl"
-    while runs := missing(told.chosen, results.read(place), told.machine):
+    place = args.folder / "results.jsonl"
+    while runs := missing(args.chosen, results.read(place), args.machine):
         for number, group in enumerate(groups := passes(runs), start=1):
             first = f"{group[0].variant.label}, data seed {group[0].data_seed}"
-            logger.info("%s: pass %d of %d: %d runs, %s", told.name, number, len(groups), len(group), first)
-            state = told.folder / "runs" / digest([run.key for run in group])
-            results.append(place, train(group, state, told.keep))
+            logger.info("%s: pass %d of %d: %d runs, %s", args.name, number, len(groups), len(group), first)
+            state = args.folder / "runs" / digest([run.key for run in group])
+            results.append(place, train(group, state, args.keep))
             shutil.rmtree(state)
-    findings = results.find(told.every, results.read(place))
-    print(f"results {place}\nreport  {report.write(results.load(told.name), findings, told.folder)}")
+    findings = results.find(args.every, results.read(place))
+    print(f"results {place}\nreport  {report.write(results.load(args.name), findings, args.folder)}")
     return 0
 
 

@@ -320,10 +320,10 @@ def test_wrong_use_is_one_line(words, said, capsys):
 
 
 def test_only_limits_the_dimensions_that_its_labels_belong_to_and_heads_share_a_pass():
-    told = run.read_arguments(["stronger_heads", "--only", "Digits", "head", "5 cells, rank 8", "full"], "")
-    assert {v.label for v in told.chosen} == {"Digits, head", "Digits, 5 cells, rank 8", "Digits, full"}
-    assert len(told.every) == 39
-    groups = run.passes(run.missing(told.chosen, [], {"device": "cpu"}))
+    args = run.read_arguments(["stronger_heads", "--only", "Digits", "head", "5 cells, rank 8", "full"], "")
+    assert {v.label for v in args.chosen} == {"Digits, head", "Digits, 5 cells, rank 8", "Digits, full"}
+    assert len(args.every) == 39
+    groups = run.passes(run.missing(args.chosen, [], {"device": "cpu"}))
     assert sorted(len(group) for group in groups) == [1, 1, 1, 1, 10]  # four rates of full, five of each head
 
 

@@ -76,13 +76,13 @@ def unmasked(members: Learned, machine: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print both tables, for each data seed."""
-    told = read_arguments(["masking", *(sys.argv[1:] if argv is None else argv)], __doc__)
-    findings = results.find(told.every, results.read(told.folder / "results.jsonl"))
-    machine = {key: told.machine[key] for key in ("directory", "device", "workers") if key in told.machine}
+    args = read_arguments(["masking", *(sys.argv[1:] if argv is None else argv)], __doc__)
+    findings = results.find(args.every, results.read(args.folder / "results.jsonl"))
+    machine = {key: args.machine[key] for key in ("directory", "device", "workers") if key in args.machine}
     flags = [word for key, value in machine.items() for word in (f"--{key}", str(value))]
-    for seed in told.every[0].data_seeds:
+    for seed in args.every[0].data_seeds:
         members = {
-            kind: learned(findings, told.folder / "learned", method, seed) for kind, method in config.TOGETHER.items()
+            kind: learned(findings, args.folder / "learned", method, seed) for kind, method in config.TOGETHER.items()
         }
         print(f"data seed {seed}, with the mask")
         vit_validation.main(["--models-list", *(str(path) for _, path in members["masked"].values()), *flags])

@@ -67,10 +67,10 @@ TABLES = [
         "been among those evaluated.",
     ),
     dict(
-        title="What is learned, for CIFAR-100",
+        title="What is learned and what it costs, on CIFAR-100",
         rows="method",
         where={"data": "CIFAR-100"},
-        values=("parameters", "megabytes", "combinable"),
+        values=("parameters", "megabytes", "step_milliseconds", "peak_memory", "combinable"),
     ),
     dict(title="Training time", rows="method", columns="data", values=("train_seconds",)),
     dict(title="Learning rates chosen on the selection split", rows="method", columns="data", values=("lr",)),
