@@ -88,6 +88,11 @@ class ConvolutionalBase:
         model.timm_model.pretrained_cfg = config.get("pretrained_cfg", config)
         return cls(model, base_id, timm_preprocessing(f"timm's {config['architecture']}", model.timm_model))
 
+    @property
+    def channels(self) -> int:
+        """Of the images that it takes."""
+        return next(module.in_channels for module in self.model.modules() if isinstance(module, nn.Conv2d))
+
     @cached_property
     def batch_norms(self) -> list[str]:
         """The names of its batch norms, whose running statistics each batch of a training moves."""

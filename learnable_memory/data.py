@@ -5,12 +5,13 @@
 A further data set is one reader in `sources/` and one line in `DATA_SETS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from learnable_memory.class_names import in_order_of
 from learnable_memory.images import ImageSet, split_off
 from learnable_memory.sources.benchmark_lists import read_fgvc, read_vtab
 from learnable_memory.sources.fine_grained import read_cub, read_flowers, read_pets
@@ -159,6 +160,7 @@ def data_set_names() -> list[str]:
 def load_data_set(
     name: str, directory: Path, split_seed: int = 0, download: bool = True, select_seed: int | None = None, *,
     split: str = "seeded", image_column: str | None = None, label_column: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> DataSet:  # fmt: skip
     """A data set by name, with its three splits.
 
@@ -171,6 +173,7 @@ def load_data_set(
         download: whether missing files may be fetched into `directory`.
         select_seed: draws `select`, a stratified tenth of train, instead of `split_seed`.
         split, image_column, label_column: as in `sources.found.Request`.
+        labels: what a head calls class 0, 1, ..: data with these classes in another order get these numbers.
 
     Raises:
         ValueError: unknown name, damaged files, a split seed out of range, an official split where there is none, or
@@ -184,6 +187,7 @@ def load_data_set(
         raise ValueError(f"{name} is no table: leave --image_column and --label_column out")
     directory = Path(directory).expanduser()
     found = entry.read(Request(directory, argument, download, split, image_column, label_column))
+    found = in_order_of(found, labels, name)
     train, evaluation, select = found.train, found.eval, found.select
     if evaluation is None and split == "official":
         raise ValueError(f"{name} has no official split; take --split seeded")

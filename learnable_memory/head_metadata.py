@@ -183,7 +183,7 @@ def current(metadata: Mapping) -> dict:
     """
     if metadata["format_version"] == FORMAT_VERSION:
         return dict(metadata)
-    since = {"low_rank": {}, "intermediate_size": None}
+    since: dict[str, object] = {"low_rank": {}, "intermediate_size": None}
     return {**since, **known_alone(metadata, HEAD), "format_version": FORMAT_VERSION}
 
 

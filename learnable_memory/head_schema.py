@@ -61,6 +61,7 @@ SPLIT: Schema = {"images": Key(WHOLE), "hash": Key(TEXT)}
 DATASET: Schema = {
     "name": Key(TEXT, True), "source": Key(TEXT), "split": Key(TEXT), "split_seed": Key(WHOLE, True),
     "select_seed": Key(WHOLE), "image_column": Key(TEXT, null=True), "label_column": Key(TEXT, null=True),
+    "class_folders": Key(TEXT, null=True), "label_files": Key(Each(list, TEXT), null=True),
     "folds": Key(WHOLE, null=True),
     "left_out": Key(Each(dict, {"images": Key(WHOLE), "names": Key(Each(list, TEXT))}, ROLES), null=True),
     "splits": Key(Each(dict, SPLIT, ROLES)),

@@ -32,3 +32,8 @@ def did_you_mean(name: str, legal: Iterable[str]) -> str:
     """Behind a name that is not legal: the one that may have been meant, in brackets, or nothing."""
     close = difflib.get_close_matches(name, list(legal), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def count(number: int, singular: str, plural: str | None = None) -> str:
+    """How many of something: "1 class", "1,200 classes"."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from file_server import FileServer, md5, serving, tree
 from learnable_memory.sources import download
@@ -88,13 +89,13 @@ def test_progress_counts_bytes_and_those_that_were_there(
 ) -> None:
     bars = []
 
-    class Bar(download.tqdm):
+    class Bar(tqdm):
         def close(self) -> None:
             if self.desc.startswith("data.bin"):
                 bars.append((self.initial, self.n, self.total, self.unit))
             super().close()
 
-    monkeypatch.setattr(download, "tqdm", Bar)
+    monkeypatch.setattr(download, "progress_bar", Bar)
     server.sends = 100_000
     failure(here, data(server))
     server.sends, server.ranges = None, ranges

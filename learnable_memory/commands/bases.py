@@ -10,6 +10,7 @@ from learnable_memory.config import Places
 from learnable_memory.options import NOT_EMPTY, at_least, option, parse
 from learnable_memory.projections import USUAL_PROJECTIONS
 from learnable_memory.text_table import side_by_side
+from learnable_memory.wording import count
 
 if TYPE_CHECKING:
     from learnable_memory.transforms import Preprocessing
@@ -51,7 +52,9 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
     shape = model.num_tokens, config.hidden_size, config.intermediate_size, config.num_hidden_layers
     patch_values = config.num_channels * patch_height * patch_width
     base = cost.base(*shape, patch_values, rows * columns)
-    classes = f"{config.num_labels:,} classes" if model.has_base_classifier else "none, so no answers of its own"
+    classes = (
+        count(config.num_labels, "class", "classes") if model.has_base_classifier else "none, so no answers of its own"
+    )
     lines = {
         "base": str(model.base_id),
         "tokens": f"{model.num_tokens:,}: the class token, {model.layout.extra_tokens} further special tokens, "
@@ -62,7 +65,7 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
         "classifier": classes,
         "preprocessing": f"{preprocessing.words}; hash {preprocessing.hash}",
         "fingerprint": model.fingerprint,
-        "base, an image": f"{_count(base)} multiplications with their additions",
+        "base, an image": f"{_operations(base)} multiplications with their additions",
     }
     for memory_tokens, rank in HEADS:
         ranks = dict.fromkeys(USUAL_PROJECTIONS, rank)
@@ -70,11 +73,11 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
         numbers = cost.head_numbers(*shape[1:], memory_tokens, CLASSES, ranks)
         cells = f"{memory_tokens} {'cell' if memory_tokens == 1 else 'cells'}"
         lines[f"+ a head, {cells}{f', rank {rank}' if rank else ''}"] = (
-            f"{_count(extra)} more, {extra / base:.2%} of the base; {numbers:,} numbers to learn, "
+            f"{_operations(extra)} more, {extra / base:.2%} of the base; {numbers:,} numbers to learn, "
             f"{4 * numbers / 1000:,.0f} kB ({CLASSES} classes)"
         )
     return lines
 
 
-def _count(multiplications: int) -> str:
+def _operations(multiplications: int) -> str:
     return f"{multiplications / 1e9:.2f} G" if multiplications >= 1e9 else f"{multiplications / 1e6:.2f} M"

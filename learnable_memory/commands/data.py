@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from learnable_memory.config import DATA_SET_NAMES, DEFAULT_BASE, DataChoice, Places, default_workers
+from learnable_memory.config import DATA_SET_NAMES, DEFAULT_BASE, DataChoice, Machine, Places, default_workers
 from learnable_memory.options import NOT_EMPTY, at_least, option, parse
 
 if TYPE_CHECKING:
@@ -57,20 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from learnable_memory import overview
     from learnable_memory.commands.model import start_logging
+    from learnable_memory.commands.processes import start_processes
     from learnable_memory.contact_sheet import contact_sheet
-    from learnable_memory.data import load_data_set
+    from learnable_memory.sharing import is_main
+    from learnable_memory.wording import count
 
     start_logging()
+    accelerator = start_processes(Machine(device="cpu"))
+    if not is_main(accelerator):  # it only helps to check
+        if options.check:
+            broken_images(loaded(options), options.workers, accelerator)
+        return 0
     preprocessing = preprocessing_for(options)
-    data = load_data_set(
-        options.name, options.directory, options.split_seed, not options.no_download, split=options.split,
-        image_column=options.image_column, label_column=options.label_column,
-    )  # fmt: skip
-    print(f"{data.name}: {len(data.labels):,} classes, from {data.source}")
+    data = loaded(options)
+    print(f"{data.name}: {count(len(data.labels), 'class', 'classes')}, from {data.source}")
     print(f"split {data.split}, split seed {data.split_seed}, selection seed {data.select_seed}\n")
     print(f"{overview.splits_table(data)}\n\n{overview.class_balance(data)}\n")
     if options.check:
-        reasons = broken_images(data, options.workers)
+        reasons = broken_images(data, options.workers, accelerator)
         print("\n".join([*reasons, f"images that cannot be read: {len(reasons):,}\n"]))
         if reasons:
             return 1
@@ -78,6 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"pixels for {options.base_model or DEFAULT_BASE}: {preprocessing.words}")
     print(f"contact sheet: {contact_sheet(data, preprocessing, picture_path(options.output, data.name))}")
     return 0
+
+
+def loaded(options: DataOptions) -> DataSet:
+    """The data set that the options name."""
+    from learnable_memory.data import load_data_set
+
+    return load_data_set(
+        options.name, options.directory, options.split_seed, not options.no_download, split=options.split,
+        image_column=options.image_column, label_column=options.label_column,
+    )  # fmt: skip
 
 
 def preprocessing_for(options: DataOptions) -> Preprocessing:
@@ -90,15 +104,15 @@ def preprocessing_for(options: DataOptions) -> Preprocessing:
     return preprocessing_of(find_base(options.base_model, options.base_cache, not options.no_download))
 
 
-def broken_images(data: DataSet, workers: int) -> list[str]:
-    """What is wrong with each image that cannot be read, split by split; every image is decoded."""
+def broken_images(data: DataSet, workers: int, accelerator: Any = None) -> list[str]:
+    """What is wrong with each image that cannot be read, split by split; every image is decoded, by one process."""
     from learnable_memory.broken import ROLES, find_broken
 
     splits = {role: getattr(data, role) for role in ROLES}
     return [
         f"{role}: {reason}"
         for role, split in splits.items()
-        for reason in find_broken(split, workers, f"checking {role}", all_faults=True).values()
+        for reason in find_broken(split, workers, f"checking {role}", all_faults=True, accelerator=accelerator).values()
     ]
 
 

@@ -23,9 +23,9 @@ from http import HTTPStatus
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from tqdm import tqdm
 
 import learnable_memory
+from learnable_memory.progress import progress_bar
 from learnable_memory.sources.found import Request
 
 logger = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def _fetch_rest(url: str, place: _Place) -> None:
         total = start + left if left is not None else None
         if left is not None and total is not None:
             _check_space(place, left, total)
-        with tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=place.file.name) as bar:
+        with progress_bar(total=total, initial=start, unit="B", unit_scale=True, desc=place.file.name) as bar:
             for chunk in _chunks(response, left):
                 part.write(chunk)
                 bar.update(len(chunk))
@@ -267,7 +267,10 @@ def _size(path: Path) -> int:
 
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, tqdm(total=_size(path), unit="B", unit_scale=True, desc="md5", leave=False) as bar:
+    with (
+        path.open("rb") as file,
+        progress_bar(total=_size(path), unit="B", unit_scale=True, desc="md5", leave=False) as bar,
+    ):
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))
@@ -303,7 +306,7 @@ def _extract(archive: Path, folder: Path) -> None:
         if not hasattr(tarfile, "data_filter"):
             raise RuntimeError("this Python cannot unpack safely; update it to 3.10.12, 3.11.4 or later")
         with tarfile.open(archive) as members:
-            bar = tqdm(members, unit=" files", unit_scale=True, desc=f"unpacking {archive.name}")
+            bar = progress_bar(members, unit=" files", unit_scale=True, desc=f"unpacking {archive.name}")
             members.extractall(folder, members=bar, filter="data")
 
 
