@@ -45,9 +45,9 @@ def push_to_hub(
     """Publish a head file and its card, in one commit.
 
     The head file is called `{name}_model.safetensors` there; of several heads in one file, none of which is built on
-    the others, it keeps its name. A file of the 2023 implementation is converted, for a pickle is never uploaded, and so
-    is one of an earlier format: what is published has a checksum, and no paths of the machine. `published` tells
-    beforehand what it says.
+    the others, it keeps its name. A file of the 2023 implementation is converted, for a pickle is never uploaded, and
+    so is one of an earlier format: what is published has a checksum, and no paths of the machine. `published` tells
+    what it says.
 
     A README.md that is there already is replaced if it is, unchanged, what an earlier push made of this file; then a
     licence in it stays unless another is given. Any other is kept, with a warning.

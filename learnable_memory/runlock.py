@@ -16,13 +16,13 @@ LOCK = "lock.json"
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder within the block; the folder is made if it is missing, and removed again if it stays empty.
+    """Hold a run's folder within the block; it is made if it is missing, and removed again if it stays empty.
 
     `lock.json` in it says which process holds it. That of a process of this machine which is gone is taken over.
 
     Raises FileExistsError at once, before anything is changed, if another process holds it.
     """
-    path = folder / LOCK
+    path, made = folder / LOCK, [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _take(path)
@@ -32,7 +32,8 @@ def run_lock(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
     finally:
         with contextlib.suppress(OSError):  # it holds something, as it should
-            folder.rmdir()
+            for each in made:
+                each.rmdir()
 
 
 def _take(path: Path) -> None:

@@ -33,11 +33,13 @@ class ChosenHeads:
         files: all of them by name, those that are extended before those that extend them.
         paths: where each was read from.
         asked: the heads in each file that was asked for, in that order; all others come along and do not answer.
+        folder: where heads given by name lie.
     """
 
     files: dict[str, HeadFile]
     paths: dict[str, Path]
     asked: dict[Path, list[str]]
+    folder: Path
 
     @property
     def names(self) -> list[str]:
@@ -48,9 +50,10 @@ class ChosenHeads:
         """What the file of a head says of it."""
         return self.files[name].metadata
 
-    def path(self, name: str) -> Path:
-        """The file of a head."""
-        return self.paths[name]
+    @property
+    def folders(self) -> list[Path]:
+        """Where they lie, and where others do: what has been kept of their base and data is there."""
+        return list(dict.fromkeys([*(path.parent for path in self.paths.values()), self.folder]))
 
     def learned(self, name: str) -> dict:
         """What of it a table of results names: its memory tokens in each layer, and its low-rank weights."""
@@ -80,7 +83,7 @@ class ChosenHeads:
             return named
         for name, file in self.files.items():
             if file.metadata["base"]["id"]:
-                return place_of_base(file.metadata["base"]["id"], self.paths[name])
+                return place_of_base(file.metadata["base"]["id"], self.folders, str(self.paths[name]))
         path = next(iter(self.asked))
         raise ValueError(f"{path} does not say which base it was trained on: name it with --base_model.")
 
@@ -169,7 +172,8 @@ def choose_heads(names: Sequence[str], folder: Path) -> ChosenHeads:
                 waiting.append(name)
                 logger.info("loaded too: %s, which %s extends, from %s", name, child, paths[name])
     check_together(list(found.values()))
-    return ChosenHeads({file.metadata["name"]: file for file in parents_first(list(found.values()))}, paths, asked)
+    in_order = {file.metadata["name"]: file for file in parents_first(list(found.values()))}
+    return ChosenHeads(in_order, paths, asked, folder)
 
 
 def _find_parent(parent: dict[str, str], child: str, folders: Sequence[Path], own: Path) -> tuple[HeadFile, Path]:

@@ -66,34 +66,37 @@ def is_path_cut(name: str, source: str | None = None) -> bool:
     return local and not Path(argument).is_absolute()
 
 
-def place_of_base(base_id: str, path: Path) -> str:
+def place_of_base(base_id: str, folders: Sequence[Path], who: str) -> str:
     """Where the base of a head file is: its name on the hub, or a path here.
 
     Args:
         base_id: as the file has it.
-        path: of the file.
+        folders: where heads lie, the nearest first.
+        who: the file, for an error.
 
     Raises ValueError if it is the last part of a path, and nothing tells which one.
     """
     if "/" in base_id or Path(base_id).exists():
         return base_id
-    beside = path.parent / base_id
+    beside = (str(folder / base_id) for folder in folders if (folder / base_id).exists())
     shipped = SHIPPED_BASE if base_id == Path(SHIPPED_BASE).name else None
-    found = find_place("base_model", base_id, [path.parent]) or (str(beside) if beside.exists() else shipped)
+    found = find_place("base_model", base_id, folders) or next(beside, shipped)
     if found is None:
         raise ValueError(
-            f"{path} was trained on a base that lay in a folder {base_id}, and nothing tells where that is here: name "
+            f"{who} was trained on a base that lay in a folder {base_id}, and nothing tells where that is here: name "
             "it with --base_model."
         )
     return found
 
 
-def place_of_data(record: Mapping[str, Any], path: Path, head: str, named: Sequence[str], alone: bool) -> str:
+def place_of_data(
+    record: Mapping[str, Any], folders: Sequence[Path], head: str, named: Sequence[str], alone: bool
+) -> str:
     """Where the data of a head file are: the name with which they can be read here.
 
     Args:
         record: the file's `dataset`.
-        path: of the file.
+        folders: where heads lie, the nearest first.
         head: its name, for an error.
         named: what the user says of where data are.
         alone: whether no other data are asked for, so that one name is enough whatever it is.
@@ -106,7 +109,7 @@ def place_of_data(record: Mapping[str, Any], path: Path, head: str, named: Seque
         return (matching or named)[0]
     if not is_path_cut(name, record.get("source")):
         return name
-    found = find_place("dataset", name, [path.parent])
+    found = find_place("dataset", name, folders)
     if found is None:
         raise ValueError(
             f"{head} was trained on {name}, of which its file keeps no more, and nothing tells where that is here: "

@@ -35,8 +35,9 @@ from vit import MemoryCapableViT
 class ChosenNetwork:
     """One network that answers alone, with what evaluation and prediction ask of `ChosenHeads`."""
 
-    place: Path
+    path: Path
     file: TunedFile
+    folder: Path
 
     @property
     def names(self) -> list[str]:
@@ -46,16 +47,17 @@ class ChosenNetwork:
     @property
     def asked(self) -> dict[Path, list[str]]:
         """File -> names in it."""
-        return {self.place: self.names}
+        return {self.path: self.names}
 
     @property
     def extended(self) -> set[str]:
         """Empty: a network is built on no head."""
         return set()
 
-    def path(self, name: str) -> Path:
-        """Its file."""
-        return self.place
+    @property
+    def folders(self) -> list[Path]:
+        """As of `ChosenHeads`."""
+        return list(dict.fromkeys([self.path.parent, self.folder]))
 
     def metadata(self, name: str) -> dict:
         """What the file says."""
@@ -83,7 +85,7 @@ def choose(names: Sequence[str], folder: Path) -> ChosenHeads | ChosenNetwork:
     """
     path, *others = heads.find(names, folder)
     if not others and tuned_files.is_tuned(path):
-        return ChosenNetwork(path, tuned_files.load(path))
+        return ChosenNetwork(path, tuned_files.load(path), folder)
     return choose_heads(names, folder)
 
 
@@ -115,7 +117,7 @@ def load_tuned(
     file, base_id = chosen.file, chosen.file.metadata["base"]["id"]
     if not options.base_model and base_id is None:
         raise ValueError(f"{file.name} does not say which base it was trained on: name it with --base_model.")
-    named = options.base_model or place_of_base(base_id, chosen.place)
+    named = options.base_model or place_of_base(base_id, chosen.folders, str(chosen.path))
     precision = options.precision or file.metadata.get("training", {}).get("precision", "float32")
     device = device or resolve_device(options.device)
     if options.precision is None and precision == "float32":

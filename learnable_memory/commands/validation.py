@@ -121,7 +121,7 @@ def places_of_data(chosen: ChosenHeads | ChosenNetwork, names: Sequence[str], na
     """For each of these heads the name with which its data can be read here. Raises ValueError as `place_of_data`."""
     records = {name: chosen.metadata(name)["dataset"] for name in names}
     alone = len({record["name"] for record in records.values()}) == 1
-    return {name: place_of_data(record, chosen.path(name), name, named, alone) for name, record in records.items()}
+    return {name: place_of_data(record, chosen.folders, name, named, alone) for name, record in records.items()}
 
 
 def by_data_set(
