@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from learnable_memory.data import DataSet
-from learnable_memory.evaluate import is_main, is_shared
 from learnable_memory.images import OR_SKIP, ArrayImages, Images, ImageSet, is_of_the_machine
+from learnable_memory.progress import progress_bar
 from learnable_memory.rgb import to_rgb
+from learnable_memory.sharing import is_main, is_shared, of_all
 from learnable_memory.wording import some
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Inspector:
 
     Args:
         workers: processes that decode; what is found does not depend on it.
-        accelerator: the processes of the run; the main one looks, and tells the others.
+        accelerator: the processes of the run; each looks at a part, and all know the whole.
     """
 
     def __init__(self, workers: int, accelerator: "Accelerator | None" = None) -> None:
@@ -55,26 +55,10 @@ class Inspector:
         _, seen, reasons = self._known.setdefault(id(split.images), unseen)
         new = np.flatnonzero(~seen[split.indices])
         if len(new):
-            found = self._find_and_tell(split.subset(new), description)
+            found = find_broken(split.subset(new), self.workers, description, accelerator=self.accelerator)
             reasons.update((int(split.indices[new[index]]), reason) for index, reason in found.items())
             seen[split.indices[new]] = True
         return {index: reasons[row] for index, row in enumerate(split.indices.tolist()) if row in reasons}
-
-    def _find_and_tell(self, split: ImageSet, description: str) -> dict[int, str]:
-        if not is_shared(self.accelerator):
-            return find_broken(split, self.workers, description)
-        from accelerate.utils import broadcast_object_list
-
-        told: list[dict[int, str] | ValueError | None] = [None]
-        if is_main(self.accelerator):
-            try:
-                told = [find_broken(split, self.workers, description)]
-            except ValueError as error:  # the others are waiting for an answer
-                told = [ValueError(str(error))]
-        (answer,) = broadcast_object_list(told)
-        if isinstance(answer, ValueError):
-            raise answer
-        return answer
 
 
 def leave_out_broken(data: DataSet, inspector: Inspector, roles: Sequence[str] = ROLES) -> DataSet:
@@ -108,14 +92,16 @@ def leave_out_broken(data: DataSet, inspector: Inspector, roles: Sequence[str] =
 
 
 def find_broken(
-    split: ImageSet, workers: int, description: str | None = None, all_faults: bool = False
-) -> dict[int, str]:
+    split: ImageSet, workers: int, description: str | None = None, all_faults: bool = False,
+    accelerator: "Accelerator | None" = None,
+) -> dict[int, str]:  # fmt: skip
     """Decode every image of a split once, exactly as training does.
 
     Args:
         workers: processes that decode; images in memory, and few images, take none.
         description: the progress bar's; None for no bar.
         all_faults: list what is none of the image's own faults too, instead of stopping there.
+        accelerator: processes that share the work; all return the whole.
 
     Returns:
         Index of each broken image -> what is wrong with it, by index.
@@ -123,31 +109,50 @@ def find_broken(
     Raises:
         ValueError: an image cannot be read for a reason that is none of its own (see `defect`).
     """
-    return _look_at(split, workers, description, all_faults)[0]
+    return _of_all_processes(split, workers, description, all_faults, accelerator=accelerator)[0]
 
 
-def inspect(split: ImageSet, workers: int, description: str | None = None) -> tuple[dict[int, str], dict[int, bytes]]:
+def inspect(
+    split: ImageSet, workers: int, description: str | None = None, accelerator: "Accelerator | None" = None
+) -> tuple[dict[int, str], dict[int, bytes]]:
     """What `find_broken` finds, with all faults; and of the other images a digest of their pixels, by index.
 
     Two images have the same digest if they are the same, pixel for pixel, however they are stored.
     """
-    return _look_at(split, workers, description, all_faults=True, digests=True)
+    return _of_all_processes(split, workers, description, True, True, accelerator)
+
+
+def _of_all_processes(
+    split: ImageSet, workers: int, description: str | None, all_faults: bool, digests: bool = False,
+    accelerator: "Accelerator | None" = None,
+) -> tuple[dict[int, str], dict[int, bytes]]:  # fmt: skip
+    parts = of_all(lambda: _look_at(split, workers, description, all_faults, digests, accelerator), accelerator)
+    reasons = {index: reason for part, _ in parts for index, reason in part.items()}
+    found = {index: digest for _, part in parts for index, digest in part.items()}
+    return dict(sorted(reasons.items())), dict(sorted(found.items()))
 
 
 def _look_at(
-    split: ImageSet, workers: int, description: str | None, all_faults: bool, digests: bool = False
-) -> tuple[dict[int, str], dict[int, bytes]]:
-    if len(split) < FEW or isinstance(split.images, ArrayImages):
+    split: ImageSet, workers: int, description: str | None, all_faults: bool, digests: bool,
+    accelerator: "Accelerator | None",
+) -> tuple[dict[int, str], dict[int, bytes]]:  # fmt: skip
+    """Reasons and digests of the images that this process looks at, by their place in the split."""
+    places = np.arange(len(split))
+    if is_shared(accelerator):
+        places = places[accelerator.process_index :: accelerator.num_processes]
+        description = description if is_main(accelerator) else None
+    part = split.subset(places)
+    if len(part) < FEW or isinstance(part.images, ArrayImages):
         workers = 0
     # A generator of its own, or the loader would draw a number from the global one.
     loader = DataLoader(
-        _Looks(split, all_faults, digests), BATCH, num_workers=workers, collate_fn=list, generator=torch.Generator()
+        _Looks(part, all_faults, digests), BATCH, num_workers=workers, collate_fn=list, generator=torch.Generator()
     )
     found = itertools.chain.from_iterable(loader)
-    bar = tqdm(found, desc=description, total=len(split), disable=description is None, unit=" images")
-    looks = dict(enumerate(bar))
-    reasons = {index: reason for index, (reason, _) in looks.items() if reason is not None}
-    return reasons, {index: digest for index, (_, digest) in looks.items() if digest is not None}
+    bar = progress_bar(found, desc=description, total=len(part), disable=description is None, unit=" images")
+    looks = dict(zip(places.tolist(), bar, strict=True))
+    reasons = {place: reason for place, (reason, _) in looks.items() if reason is not None}
+    return reasons, {place: digest for place, (_, digest) in looks.items() if digest is not None}
 
 
 def defect(split: ImageSet, index: int) -> str | None:

@@ -89,7 +89,20 @@ class ValidationOptions(HeadChoice, RunOptions):
         legal=at_least(0),
         default_help="not checked",
     )
+    datasets: tuple[str, ...] | None = option(
+        None,
+        "where data are of which the files keep the last part of a path alone: folder:PATH, parquet:PATH or hf:PATH",
+        group="data",
+        legal=NOT_EMPTY,
+        default_help="what the runs beside the heads have kept",
+    )
     output: Path | None = option(None, "also write the table to this JSON file", group="results")
+    classes: Path | None = option(
+        None,
+        "also write, into this folder, the accuracy of each head class by class and its confusion matrix, as JSON and "
+        "as a picture",
+        group="results",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

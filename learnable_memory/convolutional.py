@@ -85,6 +85,11 @@ class ConvolutionalBase:
             raise without_timm(place)
         return cls(_load(place), base_id, timm_preprocessing(place, config))
 
+    @property
+    def channels(self) -> int:
+        """Of the images that it takes."""
+        return next(module.in_channels for module in self.model.modules() if isinstance(module, nn.Conv2d))
+
     @cached_property
     def batch_norms(self) -> list[str]:
         """The names of its batch norms, whose running statistics each batch of a training moves."""

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from learnable_memory.class_names import in_order_of
 from learnable_memory.images import ImageSet, split_off
 from learnable_memory.sources.benchmark_lists import read_fgvc, read_vtab
 from learnable_memory.sources.fine_grained import read_cub, read_flowers, read_pets
@@ -175,6 +176,7 @@ def load_data_set(
     name: str, directory: Path, split_seed: int = 0, download: bool = True, select_seed: int | None = None, *,
     split: str = "seeded", image_column: str | None = None, label_column: str | None = None,
     class_folders: str | None = None, label_files: Sequence[str] | None = None, folds: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> DataSet:  # fmt: skip
     """A data set by name, with its three splits.
 
@@ -188,6 +190,7 @@ def load_data_set(
         select_seed: draws `select`, a stratified tenth of train, instead of `split_seed`.
         split, image_column, label_column, class_folders, label_files: as in `sources.found.Request`.
         folds: K, where it is to be cross-validated: `DataSet.for_folds`, without holding out anything before.
+        labels: what a head calls class 0, 1, ..: data with these classes in another order get these numbers.
 
     Raises:
         ValueError: unknown name, damaged files, a split seed out of range, an official split where there is none, too
@@ -205,7 +208,7 @@ def load_data_set(
     asked = Request(
         directory, argument, download, split, image_column, label_column, class_folders, label_files or ()
     )  # fmt: skip
-    found = entry.read(asked)
+    found = in_order_of(entry.read(asked), labels, name)
     train, evaluation, select = found.train, found.eval, found.select
     if evaluation is None and split == "official":
         raise ValueError(f"{name} has no official split; take --split seeded")

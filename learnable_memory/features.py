@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from learnable_memory import cost
 from learnable_memory.files import replacing
 from learnable_memory.images import ImageSet
 from learnable_memory.loading import EpochBatches, Key
+from learnable_memory.progress import progress_bar
 from learnable_memory.runlog import write_json
 
 if TYPE_CHECKING:
@@ -222,7 +222,9 @@ class FeatureCache:
         loader = iter(batches([batch for shard in keys.values() for batch in shard])) if todo else iter(())
         device = next(model.parameters()).device
         total = sum(self.rows(shard) for _, shard in todo)
-        with tqdm(total=total, desc=description, unit=" images", disable=description is None or not todo) as bar:
+        with progress_bar(
+            total=total, desc=description, unit=" images", disable=description is None or not todo
+        ) as bar:
             for (view, shard), its_batches in keys.items():
                 records = torch.empty(self.rows(shard), self.contents.numbers, dtype=self.contents.torch_dtype)
                 done = 0

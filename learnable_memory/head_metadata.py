@@ -11,21 +11,25 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from learnable_memory.head_schema import (
+    FORMAT_VERSION,
+    HEAD,
+    KNOWN,
+    READABLE,
+    Schema,
+    faults,
+    known_alone,
+    lacking,
+    names,
+    required,
+    unknown,
+)
 from learnable_memory.projections import PROJECTIONS, USUAL_PROJECTIONS, projection_size
+from learnable_memory.public_names import public_name
+from learnable_memory.wording import did_you_mean
 
-FORMAT_VERSION = 2
-READABLE = (1, FORMAT_VERSION)  # 1: before low-rank weights
 RESERVED = {"base", *dir(torch.nn.ModuleDict())}  # heads live in one; what it has itself is not free as a name
-REQUIRED = (
-    "format_version", "name", "base", "hidden_size", "num_layers", "num_labels", "memory_tokens", "memory_norm",
-    "class_token", "extends",
-)  # fmt: skip
-TYPES = {
-    "hidden_size": (int,), "num_layers": (int,), "memory_norm": (bool,), "class_token": (bool,),
-    "base.id": (str, type(None)), "base.fingerprint": (str,), "extends.name": (str,), "extends.hash": (str,),
-}  # fmt: skip
-SINCE_VERSION_2 = ("low_rank", "intermediate_size")
-OPTIONAL = ("dataset", "metrics", "preprocessing", "training", "versions")
+REQUIRED = tuple(required(HEAD))  # what `describe` writes; the rest is `HeadSpec.metadata`
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class HeadSpec:
         extends: the heads whose class tokens and memory it also sees.
         memory_norm: memory passes through the layer norm, as in the paper, or joins after it, as in the 2023 files.
         class_token: False is a linear probe on the base class token; it has no memory and extends nothing.
-        metadata: whatever else is known of it: labels, data set, preprocessing, metrics, versions.
+        metadata: whatever else is known of it, by the keys of `head_schema.KNOWN`: labels, data set, preprocessing,
+            metrics, training, versions; and `notes`, an object of anybody's own keys.
         low_rank: ranks of the head's own updates of projections, for its class token alone; those of key and value also
             for its memory. One number means that rank for query, output and both projections of the MLP; 0 and {} none.
 
@@ -131,14 +136,18 @@ def describe(
         intermediate_size: width inside the MLP; None only for a head without low-rank weights there.
         parents: `{"name", "hash"}` of each head in `spec.extends`, the hash being its `head_hash`.
 
-    Raises ValueError if the spec's own metadata uses a key that is taken.
+    Of a base that is a path the last part is kept: a file travels, and where its owner keeps his is nobody's business.
+
+    Raises ValueError if the spec's own metadata uses a key that is taken, or one that head files do not have.
     """
     record = asdict(spec)
-    taken = [key for key in record["metadata"] if key in REQUIRED + SINCE_VERSION_2]
+    taken = [key for key in record["metadata"] if key in REQUIRED]
     if taken:
         raise ValueError(f"Metadata cannot be called {', '.join(taken)}: a head file has these already.")
+    check_known_keys(record["metadata"], KNOWN, f"The metadata of {spec.name}")
     return {
-        **record.pop("metadata"), **record, "format_version": FORMAT_VERSION, "base": dict(base),
+        **record.pop("metadata"), **record, "format_version": FORMAT_VERSION,
+        "base": {**base, "id": base["id"] and public_name(base["id"])},
         "hidden_size": hidden_size, "num_layers": num_layers, "intermediate_size": intermediate_size,
         "extends": list(parents),
     }  # fmt: skip
@@ -146,7 +155,7 @@ def describe(
 
 def spec_of(metadata: Mapping) -> HeadSpec:
     """The reverse of `describe`: what `describe` added is taken away, the rest is the spec's own metadata."""
-    own = {key: value for key, value in metadata.items() if key not in REQUIRED + SINCE_VERSION_2}
+    own = {key: value for key, value in current(metadata).items() if key not in REQUIRED}
     core = {key: metadata[key] for key in ("name", "num_labels", "memory_tokens", "memory_norm", "class_token")}
     core["low_rank"] = metadata.get("low_rank", {})
     return HeadSpec(**core, extends=tuple(parent["name"] for parent in metadata["extends"]), metadata=own)
@@ -168,68 +177,83 @@ def expected_shapes(metadata: Mapping) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def current(metadata: Mapping) -> dict:
+    """What a file of an earlier format says, as one of FORMAT_VERSION says it; of that version it stays as it is.
+
+    Keys that were let through then go to `notes`.
+    """
+    if metadata["format_version"] == FORMAT_VERSION:
+        return dict(metadata)
+    since: dict[str, object] = {"low_rank": {}, "intermediate_size": None}
+    return {**since, **known_alone(metadata, HEAD), "format_version": FORMAT_VERSION}
+
+
 def check_metadata(metadata: Mapping, where: str) -> None:
-    """Raise ValueError, naming `where`, if metadata is incomplete or of another format version."""
+    """Raise ValueError, naming `where`, if metadata is incomplete, of another format version, or is not legal."""
     version = metadata.get("format_version")
     if type(version) is not int or version not in READABLE:
         raise ValueError(
             f"{where} has head format version {version!r}; this library reads version "
-            f"{' and '.join(map(str, READABLE))}. Update the library, or write the head again with this one."
+            f"{', '.join(map(str, READABLE))}. Update the library, or write the head again with this one."
         )
-    wanted = REQUIRED + (SINCE_VERSION_2 if version > 1 else ())
-    missing = [key for key in wanted if key not in metadata]
-    if not missing:
-        base, parents = metadata["base"], metadata["extends"]
-        if not isinstance(base, dict) or not isinstance(parents, list) or not all(isinstance(p, dict) for p in parents):
-            raise ValueError(f"{where} has a damaged header: base is no object, or extends no list of objects.")
-        missing = [f"base.{key}" for key in ("id", "fingerprint") if key not in base]
-        missing += [f"extends.{key}" for key in ("name", "hash") for parent in parents if key not in parent]
-    if missing:
-        raise ValueError(f"{where} is not a complete head file: its metadata lacks {', '.join(missing)}.")
-    values = {key: metadata[key] for key in TYPES if "." not in key}
-    typed = [*values.items(), *((f"base.{key}", base[key]) for key in ("id", "fingerprint"))]
-    typed += [(f"extends.{key}", parent[key]) for parent in parents for key in ("name", "hash")]
-    wrong = [f"{key} is {value!r}" for key, value in typed if type(value) not in TYPES[key]]
-    if wrong:
-        raise ValueError(f"{where} has a damaged header: {', '.join(wrong)}.")
+    check_schema(metadata, HEAD, where, version, strict=version == FORMAT_VERSION)
     try:
         check_low_rank(metadata)
         spec_of(metadata)
-        for parent in parents:
+        for parent in metadata["extends"]:
             HeadSpec(parent["name"], num_labels=1)
         check_known(metadata)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{where} has a damaged header: {error}") from None
 
 
+def check_schema(metadata: Mapping, schema: Schema, where: str, version: int, strict: bool) -> None:
+    """Raise ValueError, naming `where`, for keys that are missing or of other types and, if `strict`, unknown ones."""
+    missing = list(lacking(metadata, schema, version))
+    if missing:
+        raise ValueError(f"{where} is not complete: its metadata lacks {', '.join(dict.fromkeys(missing))}.")
+    wrong = list(faults(metadata, schema))
+    if wrong:
+        raise ValueError(f"{where} has a damaged header: {', '.join(wrong)}.")
+    if strict:
+        check_known_keys(metadata, schema, where)
+
+
+def check_known_keys(metadata: Mapping, schema: Schema, where: str) -> None:
+    """Raise ValueError, naming `where`, for keys that the schema does not have: what nobody reads is not meant."""
+    strange = list(dict.fromkeys(unknown(metadata, schema)))
+    if strange:
+        siblings: dict[str, list[str]] = {}
+        for name in names(schema):
+            within, _, last = name.rpartition(".")
+            siblings.setdefault(within, []).append(last)
+        parts = [(key, *key.rpartition(".")[::2]) for key in strange]
+        hinted = ", ".join(key + did_you_mean(last, siblings.get(within, [])) for key, within, last in parts)
+        raise ValueError(
+            f"{where} has keys that this library does not know: {hinted}. A newer version may; keys of your own belong "
+            "under `notes`."
+        )
+
+
 def check_low_rank(metadata: Mapping) -> None:
     """Raise ValueError unless ranks are as `describe` writes them, and the sizes are there that they need."""
     ranks, size = metadata.get("low_rank", {}), metadata.get("intermediate_size")
-    if not isinstance(ranks, dict) or ranks_of(ranks) != ranks:
+    if ranks_of(ranks) != ranks:
         raise ValueError(f"low_rank is {ranks!r}, which is no rank of at least 1 for each of its projections.")
-    if ranks and (type(size) is not int or size < 1):
+    if ranks and (size is None or size < 1):
         raise ValueError(f"intermediate_size is {size!r}, and low-rank weights need it.")
 
 
 def check_known(metadata: Mapping) -> None:
-    """Raise ValueError or KeyError for what files of others could say wrongly, and tools here rely on.
-
-    Labels, data set, metrics, preprocessing, training and versions, all of which may be left out.
-    """
-    wrong = [f"{key} is {metadata[key]!r}" for key in OPTIONAL if not isinstance(metadata.get(key, {}), dict)]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)}.")
+    """Raise ValueError for what files of others could say wrongly, and tools here rely on, beyond the schema."""
     labels, classes = metadata.get("labels"), metadata["num_labels"]
-    named = isinstance(labels, list) and len(labels) == classes and all(isinstance(label, str) for label in labels)
-    if labels is not None and not named:
+    if labels is not None and len(labels) != classes:
         raise ValueError(f"labels have to be a list of {classes} names, one for each class.")
-    data, precision = metadata.get("dataset", {}), metadata.get("training", {}).get("precision", "float32")
+    precision = metadata.get("training", {}).get("precision", "float32")
     if not isinstance(precision, str):
         raise ValueError(f"training.precision is {precision!r}.")
-    if data and not (isinstance(data.get("name"), str) and isinstance(data.get("split_seed"), int)):
-        raise ValueError("dataset has no name, or no split_seed.")
-    splits = data.get("splits", {})
-    if not isinstance(splits, dict) or (splits and "hash" not in splits["eval"]):
+    splits = metadata.get("dataset", {}).get("splits", {})
+    if splits and "hash" not in splits.get("eval", {}):
         raise ValueError("dataset.splits does not say which images eval had.")
 
 

@@ -9,27 +9,23 @@ Tensors, float32 (D width, L layers, m memory tokens, C classes):
     low_rank.P.down    [L, r, inputs]   of each projection P that has an update of rank r for the class token
     low_rank.P.up      [L, outputs, r]
 
-The header holds one JSON text under the key `head`. Several heads fit in one file too: a JSON list under `heads`, those
-that are extended before those that extend them, and tensors called `NAME.class_token` and so on. The names are ours,
-never module paths, so that a file outlives the renamings of the libraries above it. The files of the 2023
-implementation are read as well (legacy.py), and never written. What the metadata says is in head_metadata.py. Neither
-knows a model. A file with a network that cannot be put together with heads (tuned_files.py) is recognised and refused.
+The header holds one JSON text under the key `head`, beside the checksum of tensor_files.py. Several heads fit in one
+file too: a JSON list under `heads`, those that are extended before those that extend them, and tensors called
+`NAME.class_token` and so on. The names are ours, never module paths, so that a file outlives the renamings of the
+libraries above it. Files of earlier formats, and those of the 2023 implementation (legacy.py), are read as well, and
+never written. What the metadata may hold is in head_schema.py, what it means in head_metadata.py. None of them knows a
+model. A file with a network that cannot be put together with heads (tuned_files.py) is recognised and refused.
 """
 
-import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from learnable_memory.files import replacing
+from learnable_memory import tensor_files
 from learnable_memory.head_metadata import (
-    FORMAT_VERSION,
     REQUIRED,
     RESERVED,
     HeadFile,
@@ -38,18 +34,20 @@ from learnable_memory.head_metadata import (
     check_base,
     check_metadata,
     content_hash,
+    current,
     describe,
     expected_shapes,
     head_hash,
     ranks_of,
     spec_of,
 )
+from learnable_memory.head_schema import FORMAT_VERSION
 
 __all__ = [
-    "FORMAT_VERSION", "HEADER_KEY", "NETWORK_KEY", "OLD_SUFFIX", "REQUIRED", "RESERVED", "SEVERAL_KEY",
-    "SUFFIX", "HeadFile", "HeadSpec", "check", "check_base", "content_hash", "describe", "expected_shapes", "file_name",
-    "find", "head_hash", "load", "load_all", "opened", "parsed", "ranks_of", "read_all_metadata",
-    "read_metadata", "read_old", "save", "save_all", "spec_of", "write",
+    "CHECKSUM_SINCE", "FORMAT_VERSION", "HEADER_KEY", "NETWORK_KEY", "OLD_SUFFIX", "REQUIRED", "RESERVED",
+    "SEVERAL_KEY", "SUFFIX", "HeadFile", "HeadSpec", "check", "check_base", "content_hash", "current", "describe",
+    "expected_shapes", "file_name", "find", "has_checksum", "head_hash", "load", "load_all", "ranks_of",
+    "read_all_metadata", "read_metadata", "read_old", "save", "save_all", "spec_of", "write",
 ]  # fmt: skip
 
 SUFFIX = "_model.safetensors"
@@ -57,6 +55,7 @@ OLD_SUFFIX = "_model.pt"
 HEADER_KEY = "head"
 SEVERAL_KEY = "heads"
 NETWORK_KEY = "network"  # of tuned_files.py
+CHECKSUM_SINCE = 3  # format version
 
 
 def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata: Mapping) -> Path:
@@ -64,6 +63,7 @@ def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata:
 
     Raises ValueError if tensors and metadata do not fit each other, OSError if the disk refuses.
     """
+    metadata = current(metadata)
     check(tensors, metadata, str(path))
     return write(path, tensors, {HEADER_KEY: metadata})
 
@@ -73,6 +73,7 @@ def save_all(path: str | os.PathLike, files: Sequence[HeadFile]) -> Path:
 
     Errors as in `save`; ValueError if two have one name, or a head stands before one that it extends.
     """
+    files = [HeadFile(file.tensors, current(file.metadata)) for file in files]
     names = [file.metadata["name"] for file in files]
     if not names:
         raise ValueError(f"{path} would hold no head: give at least one.")
@@ -87,20 +88,14 @@ def save_all(path: str | os.PathLike, files: Sequence[HeadFile]) -> Path:
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], header: Mapping) -> Path:
-    """Write tensors and a header (key -> what becomes JSON) as one file, whole or not at all; nothing is checked.
+    """Write tensors and a header as `tensor_files.write` does; nothing is checked.
 
     Raises ValueError if it is called as files of 2023 are, OSError if the disk refuses.
     """
     path = Path(path)
     if _is_old(path):
         raise ValueError(f"{path} ends as a file of the 2023 implementation: call it {path.stem}.safetensors.")
-    # Cloned, because a file cannot hold tensors that share their storage.
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    text = {key: json.dumps(value, separators=(",", ":"), allow_nan=False) for key, value in header.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished:
-        save_file(tensors, unfinished, metadata=text)
-    return path
+    return tensor_files.write(path, tensors, header)
 
 
 def load(path: str | os.PathLike) -> HeadFile:
@@ -128,15 +123,19 @@ def _only(path: str | os.PathLike, found: Sequence[Mapping]) -> None:
 def load_all(path: str | os.PathLike) -> list[HeadFile]:
     """Read and check all heads of a file, those that are extended before those that extend them.
 
+    A file of an earlier format has no checksum, which the log says.
+
     Raises FileNotFoundError if there is none, ValueError if it is not a head file, is damaged, is of another format
     version, holds tensors that do not fit its metadata, or holds a network that is no head.
     """
     path = Path(path)
     if _is_old(path):
         return read_old(path)
-    with opened(path) as file:
-        all_metadata, several = _metadata(file, path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    contents = tensor_files.read(path)
+    all_metadata, several = _metadata(contents.header, path)
+    newest = max(metadata["format_version"] for metadata in all_metadata)
+    tensor_files.check_presence(contents, newest >= CHECKSUM_SINCE, path)
+    tensors = contents.tensors
     if not several:
         check(tensors, all_metadata[0], str(path))
         return [HeadFile(tensors, all_metadata[0])]
@@ -152,12 +151,13 @@ def load_all(path: str | os.PathLike) -> list[HeadFile]:
 
 
 def read_all_metadata(path: str | os.PathLike) -> list[dict]:
-    """The metadata alone, without reading the tensors where the format allows; order and errors as in `load_all`."""
-    path = Path(path)
-    if _is_old(path):
-        return [file.metadata for file in read_old(path)]
-    with opened(path) as file:
-        return _metadata(file, path)[0]
+    """The metadata alone; order and errors as in `load_all`."""
+    return [file.metadata for file in load_all(path)]
+
+
+def has_checksum(path: str | os.PathLike, metadata: Mapping) -> bool:
+    """Whether a file that gave a head with this metadata has told that it is as it was written."""
+    return not _is_old(Path(path)) and metadata["format_version"] >= CHECKSUM_SINCE
 
 
 def read_old(path: str | os.PathLike, names: Sequence[str] | None = None) -> list[HeadFile]:
@@ -168,7 +168,8 @@ def read_old(path: str | os.PathLike, names: Sequence[str] | None = None) -> lis
     from learnable_memory import legacy  # here, for it is seldom needed
 
     path = Path(path)
-    _must_be_there(path)
+    tensor_files.must_be_there(path)
+    tensor_files.say_unchecked(path)
     old = legacy.read(path, names)
     base = {"id": old.base_id, "fingerprint": content_hash(old.base)}
     width, layers = old.base["class_token"].shape[-1], sum(name.endswith(".query.weight") for name in old.base)
@@ -192,31 +193,14 @@ def _is_old(path: Path) -> bool:
     return path.suffix in (".pt", ".pth", ".bin")
 
 
-def _must_be_there(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no head file {path}. Train one with vit_train.py, or check the name.")
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[safe_open]:
-    """A safetensors file for reading. Raises FileNotFoundError if there is none, ValueError if it is damaged."""
-    _must_be_there(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged or cut short: {error}.") from None
-
-
-def _metadata(file: safe_open, path: Path) -> tuple[list[dict], bool]:
+def _metadata(header: Mapping[str, str], path: Path) -> tuple[list[dict], bool]:
     """What the header says of each head, and whether the file is one of several heads."""
-    header = file.metadata() or {}
     several = HEADER_KEY not in header
     if several and SEVERAL_KEY not in header:
         if NETWORK_KEY in header:
-            raise _no_head(parsed(header[NETWORK_KEY], path), path)
+            raise _no_head(tensor_files.parsed(header[NETWORK_KEY], path), path)
         raise ValueError(f"{path} is a safetensors file but not a head file: its header has no '{HEADER_KEY}' entry.")
-    found = parsed(header[SEVERAL_KEY if several else HEADER_KEY], path)
+    found = tensor_files.parsed(header[SEVERAL_KEY if several else HEADER_KEY], path)
     listed = found if several else [found]
     wrong = [item for item in listed if not isinstance(item, dict)] if isinstance(listed, list) else [listed]
     if wrong or not listed:
@@ -228,14 +212,6 @@ def _metadata(file: safe_open, path: Path) -> tuple[list[dict], bool]:
     if len(set(names)) < len(names):
         raise ValueError(f"{path} has a damaged header: several heads have one name.")
     return listed, several
-
-
-def parsed(text: str, path: Path) -> Any:
-    """The JSON in the header of a file. Raises ValueError if it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} has a damaged header: {error}.") from None
 
 
 def _no_head(network: Any, path: Path) -> ValueError:

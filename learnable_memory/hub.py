@@ -18,6 +18,7 @@ from learnable_memory import heads
 from learnable_memory.bases import NETWORK_TIMEOUT, SHIPPED_BASE
 from learnable_memory.files import replacing
 from learnable_memory.model_card import base_on_the_hub, is_generated, model_card
+from learnable_memory.public_names import public_metadata
 from learnable_memory.together import hash_of
 from learnable_memory.wording import some
 
@@ -44,7 +45,9 @@ def push_to_hub(
     """Publish a head file and its card, in one commit.
 
     The head file is called `{name}_model.safetensors` there; of several heads in one file, none of which is built on
-    the others, it keeps its name. A file of the 2023 implementation is converted: a pickle is never uploaded.
+    the others, it keeps its name. A file of the 2023 implementation is converted, for a pickle is never uploaded, and
+    so is one of an earlier format: what is published has a checksum, and no paths of the machine. `published` tells
+    what it says.
 
     A README.md that is there already is replaced if it is, unchanged, what an earlier push made of this file; then a
     licence in it stays unless another is given. Any other is kept, with a warning.
@@ -71,8 +74,8 @@ def push_to_hub(
         ConnectionError: the hub cannot be reached or is out of order.
     """
     upload = _Upload.read(Path(path))
-    for note in _private_names(upload.metadata):
-        logger.warning("The header of %s, which is published with it, %s.", path, note)
+    for base in _bases_of_others(upload.metadata):
+        logger.warning("%s names a base that others cannot fetch by that name, %s.", path, base)
     folder = Path(repo_id).expanduser()
     if folder.is_dir():
         if private is not None or revision or commit_message or create_pr:
@@ -124,15 +127,16 @@ class _Upload:
         extended = {parent["name"] for each in metadata for parent in each["extends"]}
         answering = [each["name"] for each in metadata if each["name"] not in extended]
         head = answering[0] if len(answering) == 1 else path.stem.removesuffix("_model")
-        if path.suffix == NEW:
+        public = [heads.HeadFile(file.tensors, public_metadata(heads.current(file.metadata))) for file in found]
+        if path.suffix == NEW and [file.metadata for file in public] == metadata:
             return cls(heads.file_name(head), path.read_bytes(), metadata)
         with tempfile.TemporaryDirectory() as folder:
             converted = Path(folder) / heads.file_name(head)
-            if len(found) == 1:
-                heads.save(converted, found[0].tensors, found[0].metadata)
+            if len(public) == 1:
+                heads.save(converted, public[0].tensors, public[0].metadata)
             else:
-                heads.save_all(converted, found)
-            return cls(converted.name, converted.read_bytes(), metadata)
+                heads.save_all(converted, public)
+            return cls(converted.name, converted.read_bytes(), [file.metadata for file in public])
 
     def contents(
         self, old: str | None, where: str, fetched_as: str | None, license: str | None, overwrite_card: bool
@@ -169,16 +173,15 @@ def _check_parents(found: Sequence[heads.HeadFile], path: Path) -> None:
                 )
 
 
-def _private_names(metadata: Sequence[dict]) -> list[str]:
-    """What a head's header says of the machine that it was trained on."""
-    notes = {}
-    for head in metadata:
-        base, data = head["base"]["id"], (head.get("dataset") or {}).get("name", "")
-        if base and base != SHIPPED_BASE and not base_on_the_hub(base):
-            notes[base] = f"names a base that others cannot fetch by that name, {base}"
-        if data.partition(":")[2].startswith(("/", "~", ".")):
-            notes[data] = f"names the path of its data, {data}"
-    return list(notes.values())
+def published(path: str | os.PathLike) -> list[dict]:
+    """What the header of each head says in the file that `push_to_hub` would publish. Raises as that does."""
+    return _Upload.read(Path(path)).metadata
+
+
+def _bases_of_others(metadata: Sequence[dict]) -> list[str]:
+    """The bases by whose names nobody else finds them."""
+    bases = dict.fromkeys(head["base"]["id"] for head in metadata)
+    return [base for base in bases if base and base != SHIPPED_BASE and not base_on_the_hub(base)]
 
 
 def _open_repository(api: "HfApi", repo_id: str, private: bool | None, revision: str | None) -> "ModelInfo":

@@ -242,7 +242,8 @@ def _chosen_on(head: Mapping) -> str:
 def _accuracy(score: Mapping) -> str:
     if "top1" not in score:
         return "not recorded"
-    shares = [f"{words} {score[key]:.2%}" for key, words in (("top1", "top-1"), ("top5", "top-5")) if key in score]
+    known = {words: score.get(key) for key, words in (("top1", "top-1"), ("top5", "top-5"))}
+    shares = [f"{words} {share:.2%}" for words, share in known.items() if share is not None]
     return ", ".join([*shares, _images(score)])
 
 

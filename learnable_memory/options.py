@@ -20,12 +20,15 @@ import dataclasses
 import inspect
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
+
+from learnable_memory.wording import did_you_mean
 
 REQUIRED = dataclasses.MISSING
 METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
@@ -204,9 +207,27 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 class OneLineParser(argparse.ArgumentParser):
     """Wrong use ends in one line on stderr and exit code 2, without the usage block above it."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Argparse's own, which remembers what was given, for errors."""
+        self._given = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        """End the process with one line on stderr and exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+        """End the process with one line on stderr and exit code 2; what was misspelt gets the name nearest to it."""
+        self.exit(2, f"{self.prog}: error: {message}{self._nearest(message)} (--help lists the options)\n")
+
+    def _nearest(self, message: str) -> str:
+        """For the first option that there is not, and for a word that is none of its choices."""
+        legal = [flag for action in self._actions for flag in action.option_strings]
+        flags = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+        wrong = next((flag for flag in flags if flag not in legal), None)
+        if wrong is not None and message.startswith("unrecognized arguments:"):
+            return did_you_mean(wrong, legal)
+        if wrong is not None and message.startswith("the following arguments are required:"):
+            hint = did_you_mean(wrong, legal)
+            return hint and f"; got {wrong}{hint}"
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        return did_you_mean(choice[1], [word.strip(" '") for word in choice[2].split(",")]) if choice else ""
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type[Options]) -> None:

@@ -17,10 +17,13 @@ from torch import Tensor
 
 from learnable_memory.attention import HeadAttention, attention_of, columns_of
 from learnable_memory.images import ImageSet
-from learnable_memory.loading import make_loader
+from learnable_memory.loading import EpochBatches, make_loader
+from learnable_memory.sharing import gathered, is_main, is_shared
 from learnable_memory.transforms import Preprocessing
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from learnable_memory.methods import TunedModel
     from vit import MemoryCapableViT
 
@@ -58,7 +61,7 @@ class Prediction:
 def predict(
     model: "MemoryCapableViT | TunedModel", images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]], *,
     top: int = 5, batch_size: int = 64, workers: int = 0, attention: bool = False,
-    labels: Mapping[str, Sequence[str]] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None, accelerator: "Accelerator | None" = None,
 ) -> Iterator[Prediction]:  # fmt: skip
     """Answer image by image, in order; no more than a few batches are in memory at a time.
 
@@ -73,6 +76,8 @@ def predict(
         workers: processes that decode; none start for a single batch.
         attention: also tell where each head looks; of a MemoryCapableViT only.
         labels: head -> what its classes are called, where the model does not say it; a TunedModel never does.
+        accelerator: processes that share each batch. All have to go through the iterator; the main one alone gets the
+            predictions.
 
     Raises:
         ValueError: the base is asked and has no classifier; from the iterator, an image that cannot be decoded.
@@ -85,30 +90,49 @@ def predict(
         for names in passes.values()
         for name in names
     }
-    return _predictions(model, images, passes, class_names, top, batch_size, workers, attention)
+    batches = _predictions(model, images, passes, class_names, top, batch_size, workers, attention, accelerator)
+    if not is_shared(accelerator):
+        return (prediction for batch in batches for _, prediction in batch)
+    return _of_all(batches, -(-len(images) // batch_size), accelerator)
+
+
+def _of_all(
+    batches: Iterator[list[tuple[int, Prediction]]], count: int, accelerator: "Accelerator"
+) -> Iterator[Prediction]:
+    """The predictions of all processes, put in order batch by batch; none but in the main process."""
+    for _ in range(count):
+        parts = gathered(next(batches, []), accelerator)  # of the last batch some have no image
+        whole = sorted((item for part in parts for item in part), key=lambda item: item[0])
+        if is_main(accelerator):
+            yield from (prediction for _, prediction in whole)
 
 
 def _predictions(
     model: "MemoryCapableViT | TunedModel", images: ImageSet, passes: Mapping[Preprocessing, Sequence[str]],
     class_names: Mapping[str, Sequence[str]], top: int, batch_size: int, workers: int, attention: bool,
-) -> Iterator[Prediction]:  # fmt: skip
+    accelerator: "Accelerator | None",
+) -> Iterator[list[tuple[int, Prediction]]]:  # fmt: skip
+    """This process's part of each batch: which image, and what is said of it."""
     by_decoding: dict[int, list[Preprocessing]] = {}
     for preprocessing in passes:
         by_decoding.setdefault(preprocessing.decoded_side, []).append(preprocessing)
     workers = workers if len(images) > batch_size else 0
-    loaders = [make_loader(images, _Views(alike), batch_size, workers) for alike in by_decoding.values()]  # type: ignore[arg-type]  # lists are batched item by item
-    was_training, index = model.training, 0
+    shares = (accelerator.process_index, accelerator.num_processes) if is_shared(accelerator) else (0, 1)
+    order = EpochBatches(len(images), batch_size, process=shares[0], processes=shares[1])
+    views_of: list[Any] = [_Views(alike) for alike in by_decoding.values()]  # lists are batched item by item
+    loaders = [make_loader(images, views, workers=workers, batch_sampler=order) for views in views_of]
+    was_training = model.training
     try:
         model.eval()
-        for loaded in zip(*loaders, strict=True):
-            batch = [Prediction(images.describe(index + i)) for i in range(len(loaded[0][1]))]
-            index += len(batch)
+        for keys, *loaded in zip(order, *loaders, strict=True):
+            places = [index for _, index in keys]
+            batch = [Prediction(images.describe(index)) for index in places]
             for (views, _), alike in zip(loaded, by_decoding.values(), strict=True):
                 for pixel_values, preprocessing in zip(views, alike, strict=True):
                     model.set_image_size((preprocessing.height, preprocessing.width))
                     asked = {name: class_names[name] for name in passes[preprocessing]}
                     _one_pass(model, pixel_values, asked, batch, top, attention)
-            yield from batch
+            yield list(zip(places, batch, strict=True))
     finally:
         model.train(was_training)
 

@@ -82,10 +82,15 @@ class RunLog:
         if self.mirror is not None:
             self.mirror({key: value for key, value in row.items() if key not in ("time", "step")}, step)
 
-    def options(self, options: Mapping[str, Any]) -> None:
-        """Write options.json: the resolved options, and what else is needed to repeat the run."""
+    def options(self, options: Mapping[str, Any], places: Mapping[str, str] | None = None) -> None:
+        """Write options.json: the resolved options, and what else is needed to repeat the run.
+
+        Args:
+            places: where base and data are on this machine, which is not in the files that leave it.
+        """
         record = {
             "options": dict(options),
+            "places": dict(places or {}),
             "seed": options.get("seed"),
             "versions": versions(),
             "commit": git_commit(),

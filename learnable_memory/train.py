@@ -8,6 +8,7 @@ schedule, and none sees the others, so each ends as it would have alone. The sam
 import contextlib
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,12 +25,14 @@ from learnable_memory.checkpoint import (
     set_random_state,
     stopping_on_signals,
 )  # fmt: skip
-from learnable_memory.evaluate import evaluate, is_main, is_shared
+from learnable_memory.evaluate import evaluate
 from learnable_memory.headlog import HeadLog
 from learnable_memory.loading import Loader
 from learnable_memory.meter import Meter
 from learnable_memory.optim import HeadOptimizer, Recipe, low_rank_of
+from learnable_memory.progress import progress_bar
 from learnable_memory.runlog import RunLog
+from learnable_memory.sharing import is_main, is_shared
 from learnable_memory.train_step import train_step
 
 if TYPE_CHECKING:
@@ -155,7 +158,7 @@ def train(
     # Contexts, so that an error has its line for itself, and signals are what they were.
     with (
         stopping_on_signals() if checkpoint else _nothing_stops() as stop,
-        tqdm(total=total, unit=" images", unit_scale=True, disable=not progress) as bar,
+        progress_bar(total=total, unit=" images", unit_scale=True, disable=not progress) as bar,
     ):
         bar.update(_images(train_loader, run.step))
         while run.step < steps or run.batch:
@@ -241,12 +244,16 @@ def choose_epoch(
     except KeyboardInterrupt:
         saver.interrupt(stop)
         raise
-    rows = {name: {f"select/{key}": value for key, value in asdict(score).items()} for name, score in scores.items()}
+    rows = {name: {f"select/{key}": value for key, value in score.known().items()} for name, score in scores.items()}
     writer.write(rows, run.step, run.epoch + 1)
     top1 = {name: score.top1 for name, score in scores.items()}
     leader = max(top1, key=top1.__getitem__)
     which = f"{leader} leads with select" if len(top1) > 1 else f"{leader} select"
-    (logger.info if bar.disable else bar.write)(f"epoch {run.epoch + 1}: {which} top-1 {top1[leader]:.4f}")
+    line = f"epoch {run.epoch + 1}: {which} top-1 {top1[leader]:.4f}"
+    if bar.disable:
+        logger.info("%s", line)
+    else:
+        bar.write(line, file=sys.stderr)
     run.epoch, run.batch = run.epoch + 1, 0
 
 

@@ -118,6 +118,13 @@ class TrainOptions(DataChoice, RunOptions):
         legal=NOT_EMPTY,
         default_help="none",
     )
+    init_from: str | None = option(
+        None,
+        "begin with what this head, or network, has learned, with a new schedule: a name in --output, or a file",
+        group="head",
+        legal=NOT_EMPTY,
+        default_help="random values",
+    )
     rank_of: tuple[str, ...] = option(
         USUAL_PROJECTIONS,
         "projections of each layer that --rank of a head is for; those of key and value are for its memory too",
@@ -226,8 +233,6 @@ class TrainOptions(DataChoice, RunOptions):
         self._check_methods()
         if self.seeds is None:
             self._set("seeds", (self.seed,))
-        if self.precision is None:
-            self._set("precision", "float32")
         if self.views is None and self.cache != "none":
             self._set("views", 1)
         if self.resume and self.overwrite:
@@ -267,6 +272,11 @@ class TrainOptions(DataChoice, RunOptions):
             )
         if apart and self.extends:
             raise ValueError(f"--extends is for heads, which {apart[0].label} is not: {apart[0].reason}. Leave it out.")
+        if self.init_from and self.folds:
+            raise ValueError(
+                "--init_from begins with what has learned from the images that --folds would hold out: give one of "
+                "them."
+            )
         if self.extends and "head" in self.method:
             raise ValueError("--extends needs class tokens, which linear probes do not have: leave --method head out.")
         if self.attn_implementation == "flash_attention_2" and self.precision != "bfloat16":

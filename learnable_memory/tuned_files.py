@@ -4,7 +4,7 @@
 or convolutional.py, so it is bound to these modules more than a head's file is. They are float32; batch norm of a
 convolutional network also counts its batches, in int64. The header holds one JSON text under the key `network`:
 
-    format_version   1
+    format_version   2; files of version 1 are read, and have no checksum
     name             as of a head
     base             {"id", "fingerprint"} of the base that it was trained on
     kind             "vit" or "convolutional": what the base is
@@ -12,9 +12,10 @@ convolutional network also counts its batches, in int64. The header holds one JS
     num_labels       C
     combinable       false
     reason           why it cannot be put together with others
-    labels, preprocessing, dataset, metrics, training, versions    as of a head, where they are known
+    labels, preprocessing, dataset, metrics, training, versions, notes    as of a head, where they are known
 
-No model and no base: whether the tensors fit their network is seen when they are loaded into it.
+and under `sha256` the checksum of tensor_files.py. No model and no base: whether the tensors fit their network is seen
+when they are loaded into it.
 """
 
 from __future__ import annotations
@@ -27,15 +28,22 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from learnable_memory import heads
-from learnable_memory.head_metadata import check_known
+from learnable_memory import heads, tensor_files
+from learnable_memory.head_metadata import check_known, check_known_keys, check_schema
+from learnable_memory.head_schema import BASE, KNOWN, PLAIN, TEXT, TRUTH, WHOLE, Each, Key, Schema, known_alone
 from learnable_memory.heads import NETWORK_KEY, HeadSpec
 from learnable_memory.method_spec import OF_ANY_NETWORK, MethodSpec
+from learnable_memory.public_names import public_name
 from learnable_memory.wording import some
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: before there was a checksum
 KINDS = ("vit", "convolutional")
-REQUIRED = ("format_version", "name", "base", "kind", "spec", "num_labels", "combinable", "reason")
+SCHEMA: Schema = {
+    "format_version": Key(WHOLE, True), "name": Key(TEXT, True), "base": Key(BASE, True), "kind": Key(TEXT, True),
+    "spec": Key(Each(dict, PLAIN), True), "num_labels": Key(WHOLE, True), "combinable": Key(TRUTH, True),
+    "reason": Key(TEXT, True), **KNOWN,
+}  # fmt: skip
+REQUIRED = tuple(key for key, rule in SCHEMA.items() if rule.required)
 WITHOUT_TOKENS = "its base is a convolutional network, which has no tokens that heads could see"
 BATCH_COUNTER = "num_batches_tracked"  # of batch norm
 MOST_NAMES = 4  # of tensors, in an error
@@ -72,17 +80,26 @@ def describe(
     Args:
         base: `{"id", "fingerprint"}` of the base.
         kind: one of KINDS.
-        metadata: whatever else is known of it: labels, preprocessing, dataset, metrics, training, versions.
+        metadata: whatever else is known of it: labels, preprocessing, dataset, metrics, training, versions, notes.
 
-    Raises ValueError if `metadata` uses a key that is taken.
+    Raises ValueError if `metadata` uses a key that is taken, or that such files do not have.
     """
     taken = [key for key in metadata or () if key in REQUIRED]
     if taken:
         raise ValueError(f"Metadata cannot be called {', '.join(taken)}: the file of a network has these already.")
+    check_known_keys(metadata or {}, KNOWN, f"The metadata of {name}")
+    base = {**base, "id": base["id"] and public_name(base["id"])}  # as of a head
     return {
-        **(metadata or {}), "format_version": FORMAT_VERSION, "name": name, "base": dict(base), "kind": kind,
+        **(metadata or {}), "format_version": FORMAT_VERSION, "name": name, "base": base, "kind": kind,
         "spec": asdict(spec), "num_labels": num_labels, "combinable": False, "reason": reason_against(kind, spec),
     }  # fmt: skip
+
+
+def current(metadata: Mapping) -> dict:
+    """What a file of an earlier format says, as one of FORMAT_VERSION says it; see `head_metadata.current`."""
+    if metadata["format_version"] == FORMAT_VERSION:
+        return dict(metadata)
+    return {**known_alone(metadata, SCHEMA), "format_version": FORMAT_VERSION}
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -91,6 +108,7 @@ def save(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], metadata:
 
     Raises ValueError if tensors and metadata are not as this module's docstring says, OSError if the disk refuses.
     """
+    metadata = current(metadata)
     check(tensors, metadata, str(path))
     return heads.write(path, tensors, {NETWORK_KEY: metadata})
 
@@ -102,20 +120,16 @@ def load(path: str | os.PathLike) -> TunedFile:
     version, or its tensors are not as this module's docstring says.
     """
     path = Path(path)
-    with heads.opened(path) as file:
-        metadata = _metadata(file, path)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    check(tensors, metadata, str(path))
-    return TunedFile(tensors, metadata)
+    contents = tensor_files.read(path)
+    metadata = _metadata(contents.header, path)
+    check(contents.tensors, metadata, str(path))
+    tensor_files.check_presence(contents, has_checksum(metadata), path)
+    return TunedFile(contents.tensors, metadata)
 
 
-def read_metadata(path: str | os.PathLike) -> dict:
-    """The metadata alone, without reading the tensors; errors as in `load`."""
-    path = Path(path)
-    with heads.opened(path) as file:
-        metadata = _metadata(file, path)
-    check_metadata(metadata, str(path))
-    return metadata
+def has_checksum(metadata: Mapping) -> bool:
+    """Whether a file of this format has one."""
+    return metadata["format_version"] >= FORMAT_VERSION
 
 
 def is_tuned(path: str | os.PathLike) -> bool:
@@ -127,11 +141,10 @@ def is_tuned(path: str | os.PathLike) -> bool:
         return False
 
 
-def _metadata(file: safe_open, path: Path) -> dict:
-    header = file.metadata() or {}
+def _metadata(header: Mapping[str, str], path: Path) -> dict:
     if NETWORK_KEY not in header:
         raise ValueError(f"{path} holds no network of its own: its header has no '{NETWORK_KEY}' entry.")
-    metadata = heads.parsed(header[NETWORK_KEY], path)
+    metadata = tensor_files.parsed(header[NETWORK_KEY], path)
     if not isinstance(metadata, dict):
         raise ValueError(f"{path} has a damaged header: expected a JSON object, got {type(metadata).__name__}.")
     return metadata
@@ -140,17 +153,15 @@ def _metadata(file: safe_open, path: Path) -> dict:
 # --------------------------------------------------------------------------------------------------------------- checks
 def check_metadata(metadata: Mapping, where: str) -> None:
     """Raise ValueError, naming `where`, if metadata is incomplete, of another format version, or contradicts itself."""
-    if metadata.get("format_version") != FORMAT_VERSION:
+    version = metadata.get("format_version")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
-            f"{where} has network format version {metadata.get('format_version')!r}; this library reads version "
-            f"{FORMAT_VERSION}. Update the library, or train the network again with this one."
+            f"{where} has network format version {version!r}; this library reads version 1 and {FORMAT_VERSION}. "
+            "Update the library, or train the network again with this one."
         )
-    missing = [key for key in REQUIRED if key not in metadata]
-    if missing:
-        raise ValueError(f"{where} is not the complete file of a network: its metadata lacks {', '.join(missing)}.")
+    check_schema(metadata, SCHEMA, where, version, strict=version == FORMAT_VERSION)
     try:
         HeadSpec(metadata["name"], metadata["num_labels"])
-        _check_base_record(metadata["base"])
         _check_kind(metadata["kind"], _spec_of(metadata["spec"]))
         _check_not_combinable(metadata)
         check_known(metadata)
@@ -160,19 +171,12 @@ def check_metadata(metadata: Mapping, where: str) -> None:
         raise ValueError(f"{where} has a damaged header: {error}") from None
 
 
-def _check_base_record(base: object) -> None:
-    kinds = {"id": (str, type(None)), "fingerprint": (str,)}
-    if not isinstance(base, dict) or any(type(base.get(key, 0)) not in legal for key, legal in kinds.items()):
-        raise ValueError(f"base is {base!r}, but it has to be an object with id and fingerprint.")
-
-
-def _spec_of(record: object) -> MethodSpec:
+def _spec_of(record: Mapping) -> MethodSpec:
     """Raises ValueError for other keys or types than those of `MethodSpec`, or a spec that is not legal."""
     types: dict[str, tuple[type, ...]] = {field.name: (type(field.default),) for field in fields(MethodSpec)}
     types["prompt_dropout"] = (int, float)  # JSON knows one kind of number
-    if not isinstance(record, dict) or record.keys() != types.keys():
-        got = ", ".join(map(str, record)) if isinstance(record, dict) else repr(record)
-        raise ValueError(f"spec has to hold {', '.join(types)}; got {got}.")
+    if record.keys() != types.keys():
+        raise ValueError(f"spec has to hold {', '.join(types)}; got {', '.join(map(str, record))}.")
     wrong = [f"spec.{key} is {record[key]!r}" for key, legal in types.items() if type(record[key]) not in legal]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}.")
@@ -192,7 +196,7 @@ def _check_not_combinable(metadata: Mapping) -> None:
     if metadata["combinable"] is not False:
         raise ValueError(f"combinable is {metadata['combinable']!r}, but it has to be false.")
     reason = metadata["reason"]
-    if not isinstance(reason, str) or not reason.strip():
+    if not reason.strip():
         raise ValueError(f"reason is {reason!r}, but it has to say why the network cannot be put together with others.")
 
 

@@ -36,3 +36,9 @@ def unknown_data_set(name: str, legal: Iterable[str], kind: str = "") -> ValueEr
     close = difflib.get_close_matches(name.lower(), lower_case, n=1)
     suggestion = f", did you mean {kind}{lower_case[close[0]]}?" if close else ";"
     return ValueError(f"unknown data set {kind + name!r}{suggestion} legal: {', '.join(lower_case.values())}")
+
+
+def did_you_mean(name: str, legal: Iterable[str]) -> str:
+    """Behind a name that is not legal: the one that may have been meant, in brackets, or nothing."""
+    close = difflib.get_close_matches(name, list(legal), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

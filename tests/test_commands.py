@@ -32,7 +32,7 @@ CIFAR100 = ROOT.parent / "shared" / "data" / "cifar100"
 BASE_TINY = ROOT / "models" / "base-tiny"
 QUICK = ["--workers", "0", "--batch_size", "8", "--device", "cpu", "--no_download"]
 CHANNELS = {"blue": 2, "green": 1, "red": 0}  # as folders are sorted
-TITLES = ["head", "cells", "images", "top-1", "top-5", "images/s", "against the file"]
+TITLES = ["head", "cells", "images", "top-1", "mean of classes", "top-5", "images/s", "against the file"]
 LEVELS = {"bright": 150, "dark": 0}
 
 
@@ -100,7 +100,8 @@ def rows_of(printed: str) -> dict[str, dict[str, str]]:
     lines = printed.splitlines()
     start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["head", "cells"])
     titles = re.split(r"\s{2,}", lines[start].strip())
-    assert [title for title in titles if title != "rank"] == TITLES
+    without_top5 = [title for title in TITLES if title in titles or title != "top-5"]  # where no head has six classes
+    assert [title for title in titles if title != "rank"] == without_top5
     entries = [line.split() for line in lines[start + 1 :]]
     rows = [dict(zip(titles, entry, strict=True)) for entry in entries if len(entry) == len(titles)]
     return {row["head"]: {title: text for title, text in row.items() if title != "images/s"} for row in rows}
@@ -118,8 +119,8 @@ def test_training_leaves_a_head_its_curves_and_its_log(trained, colours, base):
     metadata = heads.load(trained / "colours_model.safetensors").metadata
     assert (metadata["name"], metadata["num_labels"], metadata["memory_tokens"]) == ("colours", 3, 2)
     assert metadata["labels"] == ["blue", "green", "red"]
-    assert metadata["base"]["id"] == str(base)
-    assert metadata["dataset"]["name"] == f"folder:{colours}"
+    assert metadata["base"]["id"] == base.name
+    assert metadata["dataset"]["name"] == metadata["training"]["dataset"] == "folder:colours"
     # of 20 images of each of 3 classes, a fifth is held out to report on, and a tenth of the 16 that are left to choose
     images = {role: split["images"] for role, split in metadata["dataset"]["splits"].items()}
     assert images == {"train": 42, "select": 6, "eval": 12}
@@ -138,15 +139,23 @@ def test_training_leaves_a_head_its_curves_and_its_log(trained, colours, base):
     options = json.loads((run / "options.json").read_text())
     assert (options["seed"], options["options"]["lr"], options["options"]["batch_size"]) == (0, [0.3], 8)
     assert options["options"]["name"] == "colours"
+    assert options["places"] == {"dataset": f"folder:{colours}", "base_model": str(base)}
 
 
 def test_what_training_prints(tmp_path, base, brightness, capsys):
     train(base, tmp_path, "-d", f"folder:{brightness}", "--name", "light", "-e", "1")
     printed = capsys.readouterr().out.splitlines()
-    top1 = heads.read_metadata(tmp_path / "light_model.safetensors")["metrics"]["eval"]["top1"]
-    assert printed[-4].startswith(f"light: top-1 {top1:.4f}, top-5 1.0000 on 8 evaluation images, after epoch 1 ")
-    assert printed[-3].startswith(f"head    {tmp_path / 'light_model.safetensors'} (")
-    assert printed[-2:] == [f"curves  {tmp_path / 'light_curves.png'}", f"log     {tmp_path / 'light_run'}"]
+    score = heads.read_metadata(tmp_path / "light_model.safetensors")["metrics"]["eval"]
+    accuracy = f"{score['top1']:.4f}"  # two classes of four images each
+    assert printed[0].startswith(
+        f"light: top-1 {accuracy} (mean over classes {accuracy}) on 8 evaluation images, after epoch 1 "
+    )
+    assert printed[1].startswith(f"head    {tmp_path / 'light_model.safetensors'} (") and score["top5"] is None
+    assert printed[2:] == [
+        f"curves  {tmp_path / 'light_curves.png'}",
+        f"classes {tmp_path / 'light_classes.json'}, {tmp_path / 'light_confusion.png'}",
+        f"log     {tmp_path / 'light_run'}",
+    ]
 
 
 def test_max_steps_ends_training_early(trained):
@@ -211,13 +220,14 @@ def test_heads_together_score_as_each_does_alone(trained, capsys):
     assert list(together) == names
     for name in names:
         validate(trained, "--models-list", name)
-        assert rows_of(capsys.readouterr().out) == {name: together[name]}
+        alone = rows_of(capsys.readouterr().out)
+        assert alone == {name: {title: text for title, text in together[name].items() if title in alone[name]}}
         top1 = heads.read_metadata(trained / heads.file_name(name))["metrics"]["eval"]["top1"]
         assert together[name]["top-1"] == f"{100 * top1:.2f}"
         assert together[name]["against the file"] == "+0.00"
     assert [together[name]["cells"] for name in names] == ["2", "1", "0"]
     assert [together[name]["images"] for name in names] == ["12", "359", "8"]  # a fifth of each class
-    assert together["brightness"]["top-5"] == "100.00"  # two classes
+    assert together["brightness"]["top-5"] == "-" != together["Digits"]["top-5"]  # two classes, and ten
 
 
 def test_heads_given_as_files_need_no_flags(trained, capsys):
@@ -245,7 +255,7 @@ def test_results_as_json(trained, base, tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"written to {output}\n")
     results = json.loads(output.read_text())
     assert results.keys() == {"base", "heads", "versions"}
-    assert results["base"]["id"] == str(base) and "torch" in results["versions"]
+    assert results["base"]["id"] == base.name and "torch" in results["versions"]
     assert [row["head"] for row in results["heads"]] == ["brightness", "colours"]
     for row in results["heads"]:
         metadata = heads.read_metadata(trained / heads.file_name(row["head"]))
@@ -255,6 +265,7 @@ def test_results_as_json(trained, base, tmp_path, capsys):
         assert (row["stored_top1"], row["difference"]) == (stored["top1"], 0.0)
         assert row["loss"] == pytest.approx(stored["loss"], rel=1e-4)
         assert row["memory_tokens"] == metadata["memory_tokens"]
+        assert (row["classes"], row["classes_without_images"]) == (metadata["num_labels"], [])
 
 
 def test_another_base_folder_with_the_same_weights_will_do(trained, tmp_path, capsys):
@@ -263,7 +274,8 @@ def test_another_base_folder_with_the_same_weights_will_do(trained, tmp_path, ca
 
 
 def copy_of(trained: Path, folder: Path, name: str, **changes) -> Path:
-    """A head's file with changed metadata, in another folder."""
+    """A head's file with changed metadata, in another folder, beside its run."""
+    shutil.copytree(trained / f"{name}_run", folder / f"{name}_run")
     file = heads.load(trained / heads.file_name(name))
     return heads.save(folder / heads.file_name(name), file.tensors, {**file.metadata, **changes})
 
@@ -413,7 +425,10 @@ def test_heads_are_loaded_after_those_that_they_extend(trained, base, brightness
     model.load_head(parent)
     model.add_head("child", 2, extends=["brightness"], metadata=dict(model.heads["brightness"].spec.metadata))
     model.save_head("child", tmp_path / "child.safetensors")
-    validate(trained, "-m", str(tmp_path / "child.safetensors"), str(parent))
+    data = f"folder:{brightness}"
+    validate(
+        trained, "-m", str(tmp_path / "child.safetensors"), str(parent), "--base_model", str(base), "--datasets", data
+    )
     assert list(rows_of(capsys.readouterr().out)) == ["child", "brightness"]
 
 
@@ -439,7 +454,7 @@ def test_another_number_of_memory_tokens_than_the_files(trained, capsys, counts)
 def test_a_head_of_another_base(trained, base, tmp_path, capsys):
     other = save_base(tmp_path / "other", seed=1)
     error = fails(capsys, vit_validation, "--models_folder", trained, "-m", "colours", "--base_model", other)
-    assert f"colours was trained on another base ({base})" in error
+    assert f"colours was trained on another base ({base.name})" in error
     assert "base fingerprint" in error
 
 
@@ -448,7 +463,7 @@ def test_heads_of_two_bases_cannot_be_put_together(trained, base, brightness, tm
     train(other, tmp_path, "-d", f"folder:{brightness}", "-e", "1")
     stranger = tmp_path / "brightness_model.safetensors"
     error = fails(capsys, vit_validation, "--models_folder", trained, "-m", "colours", stranger)
-    bases = rf"2 bases: colours on {base} \(\w{{8}}\), brightness on {other} \(\w{{8}}\)\."
+    bases = rf"2 bases: colours on {base.name} \(\w{{8}}\), brightness on other \(\w{{8}}\)\."
     assert re.search(bases, error)
 
 

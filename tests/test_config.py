@@ -73,6 +73,7 @@ def test_training_defaults_are_those_of_the_design():
         "warmup_steps": 5,
         "max_steps": None,
         "seed": 0,
+        "init_from": None,
         "views": None,
         "cache": "none",
         "cache_dtype": "float32",
@@ -86,7 +87,7 @@ def test_training_defaults_are_those_of_the_design():
         "overwrite": False,
         "workers": default_workers(),
         "device": "auto",
-        "precision": "float32",
+        "precision": None,
         "compile": False,
     }
 
@@ -243,8 +244,8 @@ def test_a_cache_keeps_one_view_where_nobody_chose(argv, views):
     assert train(*argv).views == views
 
 
-def test_training_is_in_float32_where_nobody_chose():
-    assert train().precision == "float32"
+def test_whether_a_precision_was_chosen_is_known():
+    assert train().precision is None
     assert train("--precision", "bfloat16").precision == "bfloat16"
 
 
@@ -396,6 +397,8 @@ def test_validation_defaults_are_those_of_the_design():
         "number_of_memory_tokens": None,
         "base_model": None,
         "output": None,
+        "datasets": None,
+        "classes": None,
         "directory": str(Path.home()),
         "no_download": False,
         "batch_size": 64,

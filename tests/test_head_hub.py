@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import CommitOperationAdd, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
+from safetensors.torch import save_file
 
 from hub_server import TOKEN, HubServer, Repository, point_library_at, serving_hub
 from learnable_memory import heads, legacy
@@ -152,17 +153,26 @@ def test_what_is_not_a_head_file_is_not_published(tmp_path, hub):
     assert hub.requests == []
 
 
-def test_paths_of_this_machine_in_the_header_are_pointed_out(model, tmp_path, repository, caplog):
+@pytest.mark.parametrize("version", [2, 3])
+def test_paths_of_this_machine_are_not_published(model, tmp_path, repository, caplog, version):
+    """Neither those that its maker put into a file, nor those that earlier versions did."""
     model.base_id = "/home/alice/vit"
-    model.save_head("Digits", tmp_path / FILE, {"dataset": {"name": "folder:/home/alice/digits", "split_seed": 0}})
+    told = {
+        "dataset": {"name": "folder:/home/alice/digits", "split_seed": 0},
+        "training": {"dataset": "folder:~/digits", "base_model": "/home/alice/vit", "epochs": 3},
+    }
+    model.save_head("Digits", tmp_path / FILE, told)
+    if version == 2:
+        file = heads.load(tmp_path / FILE)
+        metadata = {**file.metadata, "base": {**file.metadata["base"], "id": "/home/alice/vit"}, "format_version": 2}
+        save_file(file.tensors, tmp_path / FILE, {"head": json.dumps(metadata)})
     push_to_hub(tmp_path / FILE, str(repository))
-    messages = [record.getMessage() for record in caplog.records]
-    assert messages == [
-        f"The header of {tmp_path / FILE}, which is published with it, names a base that others cannot fetch by that "
-        "name, /home/alice/vit.",
-        f"The header of {tmp_path / FILE}, which is published with it, names the path of its data, "
-        "folder:/home/alice/digits.",
-    ]
+    assert caplog.messages[-1] == f"{tmp_path / FILE} names a base that others cannot fetch by that name, vit."
+    assert not any(b"alice" in content or b"~/" in content for content in written(repository).values())
+    (there,) = heads.load_all(from_hub(str(repository)))
+    assert there.metadata["dataset"]["name"] == there.metadata["training"]["dataset"] == "folder:digits"
+    assert there.metadata["base"]["id"] == there.metadata["training"]["base_model"] == "vit"
+    assert there.metadata["format_version"] == 3
     caplog.clear()
     model.base_id = "models/base-tiny"  # everybody who has the library has it
     model.save_head("Digits", tmp_path / FILE, {"dataset": {"name": "hf:someone/digits:small", "split_seed": 0}})

@@ -181,7 +181,7 @@ def test_damaged_files_are_rows_too_and_the_others_are_shown(folder, capsys):
 def with_metadata(name: str, path: str, **changes) -> None:
     """Write a head's file again without any check."""
     file = heads.load(Path("models") / heads.file_name(name))
-    save_file(file.tensors, path, {"head": json.dumps({**file.metadata, **changes})})
+    heads.write(path, file.tensors, {"head": {**file.metadata, **changes}})
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,7 @@ def test_json_says_all_of_it(folder, capsys):
     assert found["heads"][0] == {
         "file": "models/B_model.safetensors",
         "bytes": Path("models/B_model.safetensors").stat().st_size,
+        "checksum": True,
         "head": "B",
         "hash": heads.head_hash(specs[0], files[0].tensors, files[0].metadata["extends"]),
         "base": {"id": "someone/vit-tiny", "fingerprint": heads_model().fingerprint},
@@ -513,7 +514,7 @@ DEFAULTS = {
     ],
 )  # fmt: skip
 def test_push_hands_over_what_it_is_told(folder, capsys, pushed, flags, differing):
-    assert output(capsys, "push", "A", "someone/pets", *flags) == "https://hub.example/someone/pets\n"
+    assert output(capsys, "push", "A", "someone/pets", *flags).splitlines()[-1] == "https://hub.example/someone/pets"
     assert pushed == [((Path("models/A_model.safetensors"), "someone/pets"), {**DEFAULTS, **differing})]
 
 

@@ -61,9 +61,10 @@ def model(base) -> MemoryCapableViT:
 
 
 @pytest.fixture(scope="module")
-def models(model, tmp_path_factory) -> Path:
-    """A folder with a file for each head, and both.safetensors with `old` and `colours`."""
+def models(model, base, tmp_path_factory) -> Path:
+    """A folder with a file for each head, both.safetensors with `old` and `colours`, and their base."""
     folder = tmp_path_factory.mktemp("models")
+    (folder / base.name).symlink_to(base)
     for name in model.head_names:
         model.save_head(name, folder / heads.file_name(name))
     heads.save_all(folder / "both.safetensors", [heads.load(folder / heads.file_name(n)) for n in ("old", "colours")])
@@ -168,9 +169,9 @@ def test_loading_processes_change_nothing(model, photos):
 def test_no_process_is_started_for_a_single_batch(model, photos, monkeypatch):
     started = []
 
-    def make_loader_here(images, transform, batch_size, workers):
+    def make_loader_here(images, transform, workers, batch_sampler):
         started.append(workers)
-        return make_loader(images, transform, batch_size)
+        return make_loader(images, transform, batch_sampler=batch_sampler)
 
     monkeypatch.setattr("learnable_memory.predict.make_loader", make_loader_here)
     for batch_size in (4, 5, 6):  # there are five images
@@ -393,7 +394,7 @@ def test_heads_of_different_bases(models, base, photos, tmp_path, capsys):
     stranger.save_head("stranger", tmp_path / "stranger_model.safetensors")
     asked = [photos, "--heads", "old", tmp_path / "stranger_model.safetensors", "--models_folder", models]
     error = fails(capsys, *asked)
-    assert f"old on {base} (" in error and f"stranger on {other} (" in error
+    assert f"old on {base.name} (" in error and "stranger on other (" in error
     error = fails(capsys, photos, "--heads", "old", "--models_folder", models, "--base_model", other)
     assert "old was trained on another base" in error
 
@@ -434,7 +435,7 @@ def test_labels_that_others_wrote_cannot_steer_the_terminal(model, tmp_path, pho
     file = heads.load(tmp_path / heads.file_name("large"))
     labels = [f"\x1b[31mclass\n{i}" for i in range(file.metadata["num_labels"])]
     heads.save(tmp_path / heads.file_name("large"), file.tensors, {**file.metadata, "labels": labels})
-    say(tmp_path, photos / "0.png", "--heads", "large", "--top", "1")
+    say(tmp_path, photos / "0.png", "--heads", "large", "--top", "1", "--base_model", model.base_id)
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and len(printed.splitlines()) == 2 and "�[31mclass�" in printed
 

@@ -7,24 +7,38 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import vit_predict
 import vit_train
+from learnable_memory import broken as broken_images
 from learnable_memory import heads, tuned_files
+from learnable_memory.broken import find_broken
+from learnable_memory.commands import data as data_command
+from learnable_memory.commands import predict as predict_command
 from learnable_memory.commands import processes as starting
+from learnable_memory.commands import validation
 from learnable_memory.commands.training_base import TrainingBase
-from learnable_memory.config import TrainOptions
+from learnable_memory.config import PredictOptions, TrainOptions, ValidationOptions
+from learnable_memory.evaluate import evaluate
 from learnable_memory.grid import Cell
+from learnable_memory.images import ArrayImages, ImageFiles, ImageSet
+from learnable_memory.loading import EpochBatches, make_loader
 from learnable_memory.method_spec import MethodSpec
 from learnable_memory.optim import HeadOptimizer, Recipe
+from learnable_memory.predict import predict
 from learnable_memory.runlog import read_metrics
 from learnable_memory.train_step import average_over_processes, train_step
-from test_commands import QUICK, base, colours  # noqa: F401 - fixtures
+from learnable_memory.transforms import Preprocessing
+from test_commands import QUICK, base, colours, save_pictures  # noqa: F401 - fixtures
 from test_train import train_loader
 from tiny import add_random_head, images, tiny_model
+from two_processes import in_two_processes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -148,6 +162,145 @@ def test_processes_begin_alike_and_drop_other_prompts(base):  # noqa: F811
     assert not any(torch.equal(one, other) for one in dropped for other in otherwise)
 
 
+# --------------------------------------------------------- evaluation, prediction and checks, shared by two processes
+PIXELS = Preprocessing(16, 16, "bilinear", 1 / 255, (0.5,) * 3, (0.5,) * 3)
+
+
+def eleven() -> ImageSet:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
+    return ImageSet(ArrayImages(pixels, "noise"), generator.integers(0, 7, 11))
+
+
+def with_head():
+    model = tiny_model()
+    add_random_head(model, "A", 7, 2)
+    return model
+
+
+@pytest.fixture
+def model_of():
+    """Each process has a model of its own, and they are the same; made before there are threads, for the generator."""
+    models = {None: with_head(), 0: with_head(), 1: with_head()}
+    return lambda rank: models[rank and rank.process_index]
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 10, 64])  # the last batch has 3, 1, 1 and 11 images
+def test_what_two_processes_answer_comes_in_the_order_of_one(monkeypatch, model_of, batch_size):
+    def score(rank=None):
+        part = {} if rank is None else {"process": rank.process_index, "processes": 2}
+        batches = EpochBatches(11, batch_size, **part)
+        loader = make_loader(eleven(), PIXELS.eval_transform(), batch_sampler=batches)
+        answers = {}
+        return evaluate(model_of(rank), loader, ["A"], accelerator=rank, answers=answers)["A"], answers["A"]
+
+    expected, said = score()
+    for found, heard in in_two_processes(score, monkeypatch):
+        assert (found.images, found.top1, found.top5) == (11, expected.top1, expected.top5)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert torch.equal(heard.predicted, said.predicted) and torch.equal(heard.right, said.right)
+        assert torch.allclose(heard.probability, said.probability, rtol=0, atol=1e-6)
+    assert said.confidence.unique().numel() == 11  # else any order would do
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 64])
+def test_two_processes_predict_what_one_does_and_one_of_them_tells(monkeypatch, model_of, batch_size):
+    def said(rank=None):
+        answered = predict(model_of(rank), eleven(), {PIXELS: ["A"]}, batch_size=batch_size, accelerator=rank)
+        return [(each.image, each.answers["A"]) for each in answered]
+
+    expected, (main, other) = said(), in_two_processes(said, monkeypatch)
+    assert [image for image, _ in main] == [image for image, _ in expected] and other == []
+    for (_, ours), (_, theirs) in zip(main, expected, strict=True):
+        assert [answer[:2] for answer in ours] == [answer[:2] for answer in theirs]
+        assert [answer[2] for answer in ours] == pytest.approx([answer[2] for answer in theirs], abs=1e-6)
+
+
+def test_two_processes_look_at_half_the_images_each_and_know_of_all(tmp_path, monkeypatch):
+    save_pictures(tmp_path, ["a"], lambda pixels, name: None)
+    for broken in (3, 4, 17):
+        (tmp_path / "a" / f"{broken}.png").write_bytes(b"")
+    names = [f"a/{number}.png" for number in range(20)]
+    split, looked = ImageSet(ImageFiles(tmp_path, names), np.zeros(20)), []
+    defect = broken_images.defect
+    monkeypatch.setattr(broken_images, "defect", lambda split, index: looked.append(1) or defect(split, index))
+    alone = find_broken(split, 0)
+    assert list(alone) == [3, 4, 17] and len(looked) == 20
+    assert in_two_processes(lambda rank: find_broken(split, 0, accelerator=rank), monkeypatch) == [alone] * 2
+    assert len(looked) == 40
+    (tmp_path / "a" / "5.png").unlink()  # a fault of the machine, which one of them meets
+    with pytest.raises(ValueError, match=r"5\.png"):
+        in_two_processes(lambda rank: find_broken(split, 0, accelerator=rank), monkeypatch)
+
+
+def printed_by_two(run, monkeypatch, capsys, *modules):
+    """What is printed if two processes run a command; `modules` start them."""
+    mine = threading.local()
+    for module in modules:
+        monkeypatch.setattr(module, "start_processes", lambda *options: getattr(mine, "rank", None))
+
+    def work(rank):
+        mine.rank = rank
+        return run()
+
+    capsys.readouterr()
+    assert in_two_processes(work, monkeypatch) == [0, 0]
+    return capsys.readouterr().out
+
+
+def test_two_processes_validate_as_one_and_print_once(tmp_path, base, colours, monkeypatch, capsys):  # noqa: F811
+    vit_train.main(flags_of(base, colours, tmp_path))
+
+    def run(name):
+        told = {"models_list": "colours", "models_folder": tmp_path, "output": tmp_path / name, "batch_size": 5}
+        return validation.run(ValidationOptions(**told, device="cpu", workers=0, classes=tmp_path / "classes"))
+
+    assert run("one.json") == 0
+    printed = printed_by_two(lambda: run("two.json"), monkeypatch, capsys, validation)
+    assert printed.count("against the file") == printed.count("written to") == 1
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text())["heads"][0] for name in ("one", "two"))
+    assert two.pop("images_per_second") and one.pop("images_per_second")
+    assert two.pop("loss") == pytest.approx(one.pop("loss"), abs=1e-5)
+    assert two == one and one["images"] == 12
+
+
+def test_two_processes_print_predictions_once_in_their_order(tmp_path, base, colours, monkeypatch, capsys):  # noqa: F811
+    vit_train.main(flags_of(base, colours, tmp_path, "-e", "1"))
+    (tmp_path / "photos").mkdir()
+    for number in range(5):
+        shutil.copy(colours / "red" / f"{number}.png", tmp_path / "photos")
+    (tmp_path / "photos" / "2.png").write_bytes(b"")
+
+    def run():
+        told = {"heads": "colours", "models_folder": tmp_path, "on_bad_image": "skip", "batch_size": 3, "json": True}
+        return predict_command.run(PredictOptions(images=str(tmp_path / "photos"), **told, device="cpu", workers=0))
+
+    capsys.readouterr()
+    assert run() == 0
+    alone = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    shared = [json.loads(line) for line in printed_by_two(run, monkeypatch, capsys, predict_command).splitlines()]
+    assert [Path(line["image"]).name for line in shared] == ["0.png", "1.png", "3.png", "4.png"]
+    best = [[line["heads"]["colours"][0]["label"] for line in lines] for lines in (shared, alone)]
+    assert best[0] == best[1]
+
+
+def test_two_processes_check_data_and_print_once(tmp_path, monkeypatch, capsys):
+    photos = save_pictures(tmp_path / "photos", ["a", "b"], lambda pixels, name: None)
+    (photos / "a" / "7.png").write_bytes(b"")
+
+    mine = threading.local()
+    monkeypatch.setattr(starting, "start_processes", lambda options: mine.rank)
+
+    def work(rank):
+        mine.rank = rank
+        return data_command.main([f"folder:{photos}", "--check", "--workers", "0", "--output", str(tmp_path)])
+
+    assert in_two_processes(work, monkeypatch) == [1, 0]  # the main process tells that there are some
+    printed = capsys.readouterr().out
+    assert printed.count("images that cannot be read: 1") == 1
+    assert sum("a/7.png" in line for line in printed.splitlines()) == 1
+
+
 # ----------------------------------------------------------------------------------------------------- how they start
 def test_one_process_without_a_tracker_needs_no_accelerator(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -170,6 +323,65 @@ def test_a_tracker_that_is_not_installed_is_refused(monkeypatch, tracker):
         starting.start_accelerator(TrainOptions(dataset="Digits", log_with=(tracker,)))
 
 
+def test_one_device_is_not_for_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="--device is cuda:1, one device for 2 processes: leave the number out"):
+        starting.start_processes(ValidationOptions(models_list="A", device="cuda:1"))
+
+
+ACCELERATE = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", *(variable for variable, _, _ in starting.NOT_FOR_US))
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Sets what `accelerate launch` hands to its processes, and nothing else of it."""
+    for variable in ACCELERATE:
+        monkeypatch.delenv(variable, raising=False)
+    return lambda **values: [monkeypatch.setenv(f"ACCELERATE_{name.upper()}", text) for name, text in values.items()]
+
+
+ANY_COMMAND = {
+    "train": lambda **more: TrainOptions(dataset="Digits", **more),
+    "validate": lambda **more: ValidationOptions(models_list="A", **more),
+    "predict": lambda **more: PredictOptions(images="a.png", heads="A", **more),
+}
+
+
+@pytest.mark.parametrize("command", ANY_COMMAND)
+def test_what_accelerate_is_told_counts_as_options(told, command):
+    told(mixed_precision="bf16", use_cpu="True", dynamo_backend="NO")
+    options = ANY_COMMAND[command]
+    assert starting.launched(options()) == options(precision="bfloat16", device="cpu")
+    assert starting.launched(options(precision="bfloat16", device="cpu")) == options(precision="bfloat16", device="cpu")
+    told(mixed_precision="no", use_cpu="False")  # as without the flags
+    assert starting.launched(options(precision="float32", device="cuda")) == options(precision="float32", device="cuda")
+    assert starting.launched(options()) == options()
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "message"),
+    [
+        ({"mixed_precision": "bf16"}, {"precision": "float32"},
+         "accelerate launch says --mixed_precision bf16, and --precision says float32: leave one of them out"),
+        ({"use_cpu": "true"}, {"device": "cuda:1"}, "accelerate launch says --cpu, and --device says cuda:1"),
+        ({"mixed_precision": "fp16"}, {}, "--mixed_precision fp16 is not known here: take bf16, or leave it out"),
+        ({"use_deepspeed": "true"}, {}, "accelerate launch --use_deepspeed means nothing here: leave it out"),
+        ({"use_fsdp": "true"}, {}, "accelerate launch --use_fsdp means nothing here"),
+        ({"dynamo_backend": "INDUCTOR"}, {}, r"--dynamo_backend means nothing here \(--compile does that\): leave it"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_the_options_or_is_not_known_is_refused(told, values, more, message):
+    told(**values)
+    with pytest.raises(ValueError, match=message):
+        starting.launched(ANY_COMMAND["train"](**more))
+
+
+def test_a_run_computes_as_accelerate_was_told(tmp_path, base, colours, told):  # noqa: F811
+    told(mixed_precision="bf16")
+    vit_train.main(flags_of(base, colours, tmp_path, "--max_steps", "1"))
+    assert heads.read_metadata(tmp_path / "colours_model.safetensors")["training"]["precision"] == "bfloat16"
+
+
 def test_an_unknown_tracker_is_refused():
     with pytest.raises(ValueError, match="log_with"):
         TrainOptions(dataset="Digits", log_with=("crayon",))
@@ -187,14 +399,14 @@ def environment():
     return {**{k: v for k, v in os.environ.items() if k not in left_out}, "OMP_NUM_THREADS": "1"}
 
 
-def launch(flags, processes=2):
+def launch(flags, processes=2, script="vit_train.py"):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Not `accelerate launch --cpu`: without mpirun it starts one process, whatever --num_processes says.
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-        "--master_port", str(port), str(ROOT / "vit_train.py"), *flags,
+        "--master_port", str(port), str(ROOT / script), *flags,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr  # whole: torchrun's own traceback comes last
@@ -258,6 +470,22 @@ def test_two_processes_train_the_head_of_one(tmp_path, base, colours, batch_size
             for name in ("two", "one")
         ]
         assert files[0] == files[1] and len(files[0]) == 3  # two views of train, one of select
+
+
+@pytest.mark.slow
+def test_torchrun_validates_and_predicts_as_one_process(tmp_path, base, colours, capsys):  # noqa: F811
+    vit_train.main(flags_of(base, colours, tmp_path))
+    assert (tmp_path / "colours_classes.json").exists()
+    folder = ["--models_folder", str(tmp_path), *QUICK]
+    validated = launch(["-m", "colours", "--output", str(tmp_path / "two.json"), *folder], script="vit_validation.py")
+    assert validated.stdout.count("against the file") == 1 and "+0.00" in validated.stdout
+    assert json.loads((tmp_path / "two.json").read_text())["heads"][0]["images"] == 12
+    asked = [str(colours / "red"), "--heads", "colours", "--json", *folder]
+    capsys.readouterr()
+    assert vit_predict.main(asked) == 0
+    alone = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+    shared = [json.loads(line)["image"] for line in launch(asked, script="vit_predict.py").stdout.splitlines()]
+    assert shared == alone and len(alone) == 20
 
 
 @pytest.mark.slow

@@ -26,8 +26,10 @@ STANDARD_LIBRARY_ONLY = [
     "config.py",
     "files.py",
     "headlog.py",
+    "head_schema.py",
     "method_spec.py",
     "options.py",
+    "public_names.py",
     "run_options.py",
     "runlog.py",
     "text_table.py",
@@ -86,12 +88,15 @@ def imported_from_project(path: Path) -> set[str]:
 
 
 def test_heads_is_a_leaf():
-    below = {"learnable_memory.files", "learnable_memory.head_metadata", "learnable_memory.legacy"}
+    below = {f"learnable_memory.{name}" for name in ("head_metadata", "head_schema", "legacy", "tensor_files")}
     assert imported_from_project(ROOT / "learnable_memory" / "heads.py") == below
     below = {"learnable_memory.pickles", "learnable_memory.wording"}
     assert imported_from_project(ROOT / "learnable_memory" / "legacy.py") == below
-    assert imported_from_project(ROOT / "learnable_memory" / "head_metadata.py") == {"learnable_memory.projections"}
-    for leaf in ("files", "projections", "pickles", "wording"):
+    below = {f"learnable_memory.{name}" for name in ("head_schema", "projections", "public_names", "wording")}
+    assert imported_from_project(ROOT / "learnable_memory" / "head_metadata.py") == below
+    assert imported_from_project(ROOT / "learnable_memory" / "head_schema.py") == {"learnable_memory.projections"}
+    assert imported_from_project(ROOT / "learnable_memory" / "tensor_files.py") == {"learnable_memory.files"}
+    for leaf in ("files", "projections", "public_names", "pickles", "wording"):
         assert imported_from_project(ROOT / "learnable_memory" / f"{leaf}.py") == set()
 
 

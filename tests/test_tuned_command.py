@@ -207,7 +207,7 @@ def test_one_network_is_evaluated_as_heads_are(trained, capsys, name, method, me
 
 
 def test_a_network_in_another_place_on_another_copy_of_its_base(trained, base, tmp_path):
-    there = tuned_files.read_metadata(trained.folder / "whole_model.safetensors")["base"]
+    there = tuned_files.load(trained.folder / "whole_model.safetensors").metadata["base"]
     path = trained.copy("whole", tmp_path, base={**there, "id": None})
     (row,) = validate(trained, "-m", path, "--base_model", base, "-t", "0")
     assert row["top1"] == pytest.approx(trained.scores["whole"][0], abs=1e-6)

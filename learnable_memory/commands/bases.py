@@ -10,6 +10,7 @@ from learnable_memory.config import Places
 from learnable_memory.options import NOT_EMPTY, at_least, option, parse
 from learnable_memory.projections import USUAL_PROJECTIONS
 from learnable_memory.text_table import side_by_side
+from learnable_memory.wording import counted
 
 if TYPE_CHECKING:
     from learnable_memory.transforms import Preprocessing
@@ -50,7 +51,8 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
     shape = model.num_tokens, model.base_width, model.base_mlp_width, model.base_layers
     patch_values = 3 * patch_height * patch_width
     base = cost.base(*shape, patch_values, rows * columns)
-    classes = f"{model.config.num_labels:,} classes" if model.has_base_classifier else "none, so no answers of its own"
+    labels = model.config.num_labels
+    classes = counted(labels, "class", "classes") if model.has_base_classifier else "none, so no answers of its own"
     has_class_token = model.anatomy.has_class_token(model.encoder_module)
     special = (
         f"the class token, {model.anatomy.special - 1} further special tokens" if has_class_token else "no class token"
@@ -65,7 +67,7 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
         "classifier": classes,
         "preprocessing": f"{preprocessing.words}; hash {preprocessing.hash}",
         "fingerprint": model.fingerprint,
-        "base, an image": f"{_count(base)} multiplications with their additions",
+        "base, an image": f"{_operations(base)} multiplications with their additions",
     }
     for memory_tokens, rank in HEADS:
         ranks = dict.fromkeys(USUAL_PROJECTIONS, rank)
@@ -73,11 +75,11 @@ def describe(model: MemoryCapableViT, preprocessing: Preprocessing) -> dict[str,
         numbers = cost.head_numbers(*shape[1:], memory_tokens, CLASSES, ranks)
         cells = f"{memory_tokens} {'cell' if memory_tokens == 1 else 'cells'}"
         lines[f"+ a head, {cells}{f', rank {rank}' if rank else ''}"] = (
-            f"{_count(extra)} more, {extra / base:.2%} of the base; {numbers:,} numbers to learn, "
+            f"{_operations(extra)} more, {extra / base:.2%} of the base; {numbers:,} numbers to learn, "
             f"{4 * numbers / 1000:,.0f} kB ({CLASSES} classes)"
         )
     return lines
 
 
-def _count(multiplications: int) -> str:
+def _operations(multiplications: int) -> str:
     return f"{multiplications / 1e9:.2f} G" if multiplications >= 1e9 else f"{multiplications / 1e6:.2f} M"

@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from learnable_memory import heads, tuned_files
-from learnable_memory.commands.model import load_base
+from learnable_memory.commands.model import advise_bfloat16, load_base, resolve_device
+from learnable_memory.commands.places import place_of_base
 from learnable_memory.config import PredictOptions, ValidationOptions
 from learnable_memory.heads import HeadFile
 from learnable_memory.together import check_together, hash_of, parents_first
@@ -30,11 +33,13 @@ class ChosenHeads:
         files: all of them by name, those that are extended before those that extend them.
         paths: where each was read from.
         asked: the heads in each file that was asked for, in that order; all others come along and do not answer.
+        folder: where heads given by name lie.
     """
 
     files: dict[str, HeadFile]
     paths: dict[str, Path]
     asked: dict[Path, list[str]]
+    folder: Path
 
     @property
     def names(self) -> list[str]:
@@ -44,6 +49,11 @@ class ChosenHeads:
     def metadata(self, name: str) -> dict:
         """What the file of a head says of it."""
         return self.files[name].metadata
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where they lie, and where others do: what has been kept of their base and data is there."""
+        return list(dict.fromkeys([*(path.parent for path in self.paths.values()), self.folder]))
 
     def learned(self, name: str) -> dict:
         """What of it a table of results names: its memory tokens in each layer, and its low-rank weights."""
@@ -67,14 +77,15 @@ class ChosenHeads:
     def base(self, named: str | None = None) -> str:
         """The base to load: the one that the user named, or else what the files say.
 
-        Raises ValueError if nobody says.
+        Raises ValueError if nobody says, or nothing tells where it is.
         """
-        known = [named, *(file.metadata["base"]["id"] for file in self.files.values())]
-        base = next(filter(None, known), None)
-        if base is None:
-            path = next(iter(self.asked))
-            raise ValueError(f"{path} does not say which base it was trained on: name it with --base_model.")
-        return base
+        if named:
+            return named
+        for name, file in self.files.items():
+            if file.metadata["base"]["id"]:
+                return place_of_base(file.metadata["base"]["id"], self.folders, str(self.paths[name]))
+        path = next(iter(self.asked))
+        raise ValueError(f"{path} does not say which base it was trained on: name it with --base_model.")
 
     @property
     def needs_pixels_of_the_base(self) -> bool:
@@ -106,7 +117,7 @@ class ChosenHeads:
 
 
 def load_chosen(
-    chosen: ChosenHeads, options: ValidationOptions | PredictOptions
+    chosen: ChosenHeads, options: ValidationOptions | PredictOptions, device: torch.device | None = None
 ) -> tuple[MemoryCapableViT, Preprocessing]:
     """The base with all these heads on it, on the device and in the precision of the options, and its preprocessing.
 
@@ -114,10 +125,15 @@ def load_chosen(
 
     Args:
         options: with a `base_model`; without a precision, it is that of the heads' training.
+        device: stands for theirs.
     """
-    options = dataclasses.replace(options, precision=options.precision or chosen.precision())
+    device = device or resolve_device(options.device)
+    precision = options.precision or chosen.precision()
+    if options.precision is None and precision == "float32":
+        advise_bfloat16(device)
+    options = dataclasses.replace(options, precision=precision)
     base, own_pixels = chosen.base(options.base_model), chosen.needs_pixels_of_the_base
-    model, preprocessing = load_base(base, options, sized=False, own_pixels=own_pixels)
+    model, preprocessing = load_base(base, options, device, sized=False, own_pixels=own_pixels)
     chosen.load(model)
     return model, preprocessing
 
@@ -156,7 +172,8 @@ def choose_heads(names: Sequence[str], folder: Path) -> ChosenHeads:
                 waiting.append(name)
                 logger.info("loaded too: %s, which %s extends, from %s", name, child, paths[name])
     check_together(list(found.values()))
-    return ChosenHeads({file.metadata["name"]: file for file in parents_first(list(found.values()))}, paths, asked)
+    in_order = {file.metadata["name"]: file for file in parents_first(list(found.values()))}
+    return ChosenHeads(in_order, paths, asked, folder)
 
 
 def _find_parent(parent: dict[str, str], child: str, folders: Sequence[Path], own: Path) -> tuple[HeadFile, Path]:

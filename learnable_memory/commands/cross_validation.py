@@ -106,8 +106,7 @@ class CrossValidation:
 def _over_all(scores: Sequence[Score]) -> Score:
     """The score over the images of all of them."""
     images = sum(score.images for score in scores)
-    shares = {
-        key: sum(getattr(score, key) * score.images for score in scores) / images for key in ("top1", "top5", "loss")
-    }
+    keys = [key for key in ("top1", "top5", "loss") if getattr(scores[0], key) is not None]
+    shares = {key: sum(getattr(score, key) * score.images for score in scores) / images for key in keys}
     seconds = sum(score.images / score.images_per_second for score in scores)
-    return Score(images, **shares, images_per_second=images / seconds)
+    return Score(images, **{"top5": None, **shares}, images_per_second=images / seconds)

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from learnable_memory.config import DATA_SET_NAMES, DEFAULT_BASE, DataChoice, Places, default_workers
+from learnable_memory.config import DATA_SET_NAMES, DEFAULT_BASE, DataChoice, Machine, Places, default_workers
 from learnable_memory.options import NOT_EMPTY, at_least, option, parse
 
 if TYPE_CHECKING:
@@ -60,19 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from learnable_memory import overview
     from learnable_memory.commands.model import start_logging
-    from learnable_memory.data import load_data_set
+    from learnable_memory.commands.processes import start_processes
+    from learnable_memory.sharing import is_main
+    from learnable_memory.wording import counted
 
     start_logging()
+    accelerator = start_processes(Machine(device="cpu"))
+    if not is_main(accelerator):  # it only helps to check
+        if options.check:
+            check(loaded(options), options.workers, accelerator)
+        return 0
     preprocessing = preprocessing_for(options)
-    data = load_data_set(
-        options.name, options.directory, options.split_seed, not options.no_download, **options.choices
-    )
-    print(f"{data.name}: {len(data.labels):,} classes, from {data.source}")
+    data = loaded(options)
+    print(f"{data.name}: {counted(len(data.labels), 'class', 'classes')}, from {data.source}")
     print(f"split {data.split}, split seed {data.split_seed}, selection seed {data.select_seed}\n")
     print(f"{overview.splits_table(data)}\n\n{overview.class_balance(data)}\n")
     faults = False
     if options.check:
-        broken, found = check(data, options.workers)
+        broken, found = check(data, options.workers, accelerator)
         print("\n".join([*broken, f"images that cannot be read: {len(broken):,}", *(found or ["copies: none"]), ""]))
         if broken:
             return 1
@@ -81,6 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"pixels for {options.base_model or DEFAULT_BASE}: {preprocessing.words}")
     print(f"contact sheet: {draw(data, preprocessing, picture_path(options.output, data.name))}")
     return 1 if faults else 0
+
+
+def loaded(options: DataOptions) -> DataSet:
+    """The data set that the options name."""
+    from learnable_memory.data import load_data_set
+
+    return load_data_set(
+        options.name, options.directory, options.split_seed, not options.no_download, **options.choices
+    )
 
 
 def preprocessing_for(options: DataOptions) -> Preprocessing:
@@ -93,13 +107,13 @@ def preprocessing_for(options: DataOptions) -> Preprocessing:
     return preprocessing_of(find_base(options.base_model, options.base_cache, not options.no_download))
 
 
-def check(data: DataSet, workers: int) -> tuple[list[str], list[str]]:
+def check(data: DataSet, workers: int, accelerator: Any = None) -> tuple[list[str], list[str]]:
     """What is wrong with each image that cannot be read, split by split, and the lines of `copies.copies`; every image
-    is decoded."""
+    is decoded, by one process."""
     from learnable_memory.broken import ROLES, inspect
     from learnable_memory.copies import copies
 
-    looks = {role: inspect(getattr(data, role), workers, f"checking {role}") for role in ROLES}
+    looks = {role: inspect(getattr(data, role), workers, f"checking {role}", accelerator) for role in ROLES}
     broken = [f"{role}: {reason}" for role, (reasons, _) in looks.items() for reason in reasons.values()]
     return broken, copies(data, {role: digests for role, (_, digests) in looks.items()})
 

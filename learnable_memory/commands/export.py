@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from learnable_memory.config import HeadChoice, Places
 from learnable_memory.options import NOT_EMPTY, above, option, parse
 from learnable_memory.text_table import side_by_side
+from learnable_memory.wording import counted
 
 if TYPE_CHECKING:
     from learnable_memory.commands.chosen_heads import ChosenHeads
@@ -131,7 +132,7 @@ def describe(
         "written": f"{options.output}, {options.output.stat().st_size / 1e6:,.1f} MB",
         "input": f"pixel_values, float32, batch x {shape}",
         "preprocessing": preprocessing.words,
-        "outputs": ", ".join(f"{name} ({count:,} classes)" for name, count in classes.items()),
+        "outputs": ", ".join(f"{name} ({counted(number, 'class', 'classes')})" for name, number in classes.items()),
         "checked": f"differs from the model by at most {difference:.1e} of a head's largest logit "
         f"({options.tolerance:.1e} is allowed)",
     }

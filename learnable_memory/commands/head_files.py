@@ -1,6 +1,8 @@
 """The subcommands of `heads` that write files or exchange them: merge, split, convert, push, fetch."""
 
+import json
 import shutil
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +12,10 @@ from learnable_memory.commands.heads import ConvertOptions, FetchOptions, MergeO
 from learnable_memory.commands.model import open_base, start_logging
 from learnable_memory.files import replacing
 from learnable_memory.heads import HeadFile
+from learnable_memory.wording import counted, printable, some
+
+MOST_SHOWN = 8  # entries of a list, before a push
+LINE = 160  # characters of a value, then
 
 
 def merge(options: MergeOptions) -> None:
@@ -61,9 +67,11 @@ def convert(options: ConvertOptions) -> None:
 
 
 def push(options: PushOptions) -> None:
-    """Publish a head file with a model card and print where."""
+    """Show what a head file says of itself, publish it with a model card, and print where."""
     start_logging()
     (path,) = heads.find([options.file], options.models_folder)
+    for metadata in hub.published(path):
+        print("\n".join(map(printable, said_by(metadata))), flush=True)
     url = hub.push_to_hub(
         path, options.repo,
         private=True if options.private else None,  # else as the owner's account has it
@@ -71,6 +79,20 @@ def push(options: PushOptions) -> None:
         create_pr=options.create_pr, overwrite_card=options.overwrite_card,
     )  # fmt: skip
     print(url)
+
+
+def said_by(metadata: Mapping) -> list[str]:
+    """All that the metadata of a head says, a line for each key; of long lists the first entries."""
+    lines = [f"{metadata['name']}, to be published with its metadata:"]
+    for key, value in metadata.items():
+        pairs = value.items() if isinstance(value, dict) and value else [("", value)]
+        lines += [f"  {key}{'.' if inner else ''}{inner}: {_shortened(each)}" for inner, each in pairs]
+    return lines
+
+
+def _shortened(value: object) -> str:
+    listed = some(value, MOST_SHOWN) if isinstance(value, list) else json.dumps(value, ensure_ascii=False)
+    return textwrap.shorten(listed, LINE, placeholder=" ...") or "-"
 
 
 def fetch(options: FetchOptions) -> None:
@@ -106,8 +128,8 @@ def _description(metadata: Mapping) -> str:
     known["accuracy"] = "metrics" in metadata
     unknown = ", ".join(what for what, is_known in known.items() if not is_known)
     parts = [
-        _count(metadata["num_labels"], "class", "classes"),
-        _count(metadata["memory_tokens"], "cell"),
+        counted(metadata["num_labels"], "class", "classes"),
+        counted(metadata["memory_tokens"], "cell"),
         f"extends {extends}" if extends else "",
         f"unknown: {unknown}" if unknown else "",
     ]
@@ -134,11 +156,7 @@ def _check_free(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def _listed(names: Collection[str]) -> str:
-    return f"{_count(len(names), 'head')} ({', '.join(names)})"
-
-
-def _count(number: int, singular: str, plural: str | None = None) -> str:
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+    return f"{counted(len(names), 'head')} ({', '.join(names)})"
 
 
 def _kilobytes(path: Path) -> str:

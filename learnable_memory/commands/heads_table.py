@@ -15,7 +15,7 @@ from learnable_memory.projections import ranks_in_short
 from learnable_memory.together import hash_of, reasons_against
 from learnable_memory.transforms import Preprocessing
 from learnable_memory.tuned_files import TunedFile
-from learnable_memory.wording import printable
+from learnable_memory.wording import printable, some
 
 TITLES = ("file", "head", "base", "cells", "classes", "extends", "data", "split", "top-1", "pixels", "kB")
 FLUSH_RIGHT = ("cells", "classes", "top-1", "kB")
@@ -24,6 +24,7 @@ CUT_AT_THE_START = ("file", "data")
 CUT_AT_THE_END = ("head", "extends")
 GAP = "  "
 UNKNOWN = "—"
+MOST_FILES = 6  # in a note
 SHORT = 8  # digits of a fingerprint that are shown
 
 
@@ -87,7 +88,7 @@ def _may_hold_heads(path: Path) -> bool:
 def row_of(path: Path, file: HeadFile) -> dict:
     """A head as JSON has it and the table shows it; None for what its file does not say."""
     metadata = file.metadata
-    return _common(path, metadata) | {
+    return _common(path, metadata, heads.has_checksum(path, metadata)) | {
         "hash": hash_of(file),
         "memory_tokens": metadata["memory_tokens"],
         "memory_norm": metadata["memory_norm"],
@@ -99,16 +100,18 @@ def row_of(path: Path, file: HeadFile) -> dict:
 
 def network_row(path: Path, file: TunedFile) -> dict:
     """The same for a network that cannot be put together with heads, and why it cannot."""
-    return _common(path, file.metadata) | {what: file.metadata[what] for what in ("kind", "spec", "reason")}
+    checked = tuned_files.has_checksum(file.metadata)
+    return _common(path, file.metadata, checked) | {what: file.metadata[what] for what in ("kind", "spec", "reason")}
 
 
-def _common(path: Path, metadata: Mapping) -> dict:
+def _common(path: Path, metadata: Mapping, checksum: bool) -> dict:
     """What a row says of heads and networks alike."""
     score = (metadata.get("metrics") or {}).get("eval") or {}
     settings = Preprocessing.of_head(metadata)
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
+        "checksum": checksum,
         "head": metadata["name"],
         "base": metadata["base"],
         "classes": metadata["num_labels"],
@@ -205,7 +208,8 @@ def _fitted(title: str, text: str, width: int) -> str:
 
 
 def notes(rows: Sequence[Mapping]) -> list[str]:
-    """Lines under the table: which bases its short fingerprints mean, and what is wrong with damaged files."""
+    """Lines under the table: which bases its short fingerprints mean, which files carry no checksum, and what is wrong
+    with damaged ones."""
     bases: dict[str, set[str]] = {}
     for row in rows:
         if "error" not in row:
@@ -213,6 +217,9 @@ def notes(rows: Sequence[Mapping]) -> list[str]:
     lines = [
         f"base {fingerprint[:SHORT]}: {' or '.join(sorted(ids)) or 'unnamed'}" for fingerprint, ids in bases.items()
     ]
+    unchecked = dict.fromkeys(row["file"] for row in rows if not row.get("checksum", True))
+    if unchecked:
+        lines.append(f"without a checksum, as all files of earlier formats: {some(list(unchecked), MOST_FILES)}")
     return [*lines, *(f"unreadable: {row['error']}" for row in rows if "error" in row)]
 
 

@@ -1,7 +1,7 @@
 """From a data set's name to batches: decoded by workers, kept in memory, or kept as what the base makes of them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -9,11 +9,11 @@ import torch
 from learnable_memory.broken import Inspector, leave_out_broken
 from learnable_memory.config import RunOptions, TrainOptions
 from learnable_memory.data import CHOICES, DataSet, load_data_set
-from learnable_memory.evaluate import is_shared
 from learnable_memory.features import CachedLoader, FeatureCache, contents_of, describe
 from learnable_memory.images import ImageSet
 from learnable_memory.loading import EpochBatches, Key, Loader, make_loader
 from learnable_memory.methods import TunedModel
+from learnable_memory.sharing import is_main, is_shared
 from learnable_memory.small_images import SmallImageLoader, fits
 from learnable_memory.transforms import Preprocessing
 from vit import BaseTokens, MemoryCapableViT
@@ -21,15 +21,17 @@ from vit import BaseTokens, MemoryCapableViT
 logger = logging.getLogger(__name__)
 
 
-def chosen_data(options: TrainOptions, accelerator: Any = None) -> dict[int | None, DataSet]:
+def chosen_data(
+    options: TrainOptions, accelerator: Any = None, labels: Sequence[str] | None = None
+) -> dict[int | None, DataSet]:
     """The data set that the options name, once for each of `--data_seeds`, which draw its selection split.
 
     Without `--data_seeds` the key is None, and the selection split that of `--split_seed`. With `--folds` there is no
-    selection split, and these seeds draw the folds.
+    selection split, and these seeds draw the folds. `labels` as in `load_data_set`.
     """
     data = load_data_set(
         options.dataset, options.directory, options.split_seed, not options.no_download, folds=options.folds,
-        **options.choices,
+        labels=labels, **options.choices,
     )  # fmt: skip
     found: dict[int | None, DataSet] = {None: data}
     if options.data_seeds is not None:
@@ -40,15 +42,21 @@ def chosen_data(options: TrainOptions, accelerator: Any = None) -> dict[int | No
     return {seed: leave_out_broken(each, inspector) for seed, each in found.items()}
 
 
-def recorded_data(record: Mapping[str, Any], options: RunOptions) -> DataSet:
-    """The data set that a head file names, with the same splits; only `eval` is without its broken images."""
+def recorded_data(
+    record: Mapping[str, Any], options: RunOptions, labels: Sequence[str] | None = None, accelerator: Any = None
+) -> DataSet:
+    """The data set that a head file names, with the same splits; only `eval` is without its broken images.
+
+    Args:
+        labels: the names of the head's classes, as in `load_data_set`.
+    """
     data = load_data_set(
         record["name"], options.directory, record["split_seed"], not options.no_download, record.get("select_seed"),
-        folds=record.get("folds"), **{what: record[what] for what in CHOICES if record.get(what)},
+        folds=record.get("folds"), labels=labels, **{what: record[what] for what in CHOICES if record.get(what)},
     )  # fmt: skip
     if record.get("left_out") is None:
         return data
-    return leave_out_broken(data, Inspector(options.workers), ["eval"])
+    return leave_out_broken(data, Inspector(options.workers, accelerator), ["eval"])
 
 
 def image_loader(
@@ -139,7 +147,7 @@ class TrainingInputs:
         cache.build(
             model,
             lambda keys: image_loader(image_set, self.preprocessing, views, keys, options, self.device, self.seed),
-            options.batch_size, description=f"cache of {role}", **process,
+            options.batch_size, description=f"cache of {role}" if is_main(self.accelerator) else None, **process,
         )  # fmt: skip
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()

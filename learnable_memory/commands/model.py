@@ -10,7 +10,10 @@ from learnable_memory.bases import convert, find_base, is_huggingface, preproces
 from learnable_memory.config import RunOptions
 from learnable_memory.methods import TunedModel
 from learnable_memory.transforms import Preprocessing
+from learnable_memory.wording import counted
 from vit import MemoryCapableViT
+
+logger = logging.getLogger(__name__)
 
 
 def start_logging() -> None:
@@ -29,6 +32,34 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--device is {name}, which this machine does not have ({reason}): use cpu or auto.") from None
+
+
+def advise_bfloat16(device: torch.device) -> None:
+    """Say it where the processor that is going to compute in float32 has units for something several times as fast."""
+    if device.type == "cpu" and has_bfloat16_units():
+        logger.info(
+            "This processor has matrix units for bfloat16: --precision bfloat16 would be several times as fast, and "
+            "change answers by rounding."
+        )
+
+
+def has_bfloat16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor multiplies matrices of bfloat16 (AMX, or AVX-512's dot products); False where unknown."""
+    try:
+        text = cpuinfo.read_text(encoding="ascii", errors="replace")
+    except OSError:  # not Linux
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
+
+
+def check_channels(base: str, channels: int) -> None:
+    """Raise ValueError for a base that takes something else than the three channels that images are given in."""
+    if channels != 3:
+        raise ValueError(
+            f"{base} takes images of {counted(channels, 'channel')}, and they are given to a base in 3, grey ones too: "
+            "choose a base for RGB images."
+        )
 
 
 def open_base(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from learnable_memory.commands.chosen_heads import ChosenHeads, choose_heads
 from learnable_memory.config import TrainOptions
+from learnable_memory.public_names import public_name
 from learnable_memory.transforms import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,22 @@ def read_parents(options: TrainOptions, new_file: Path) -> ChosenHeads:
 def compare_data(parents: ChosenHeads, options: TrainOptions) -> None:
     """Say it where parents have learned from the images that `--folds` is to hold out."""
     for name, file in parents.files.items():
-        if options.folds and file.metadata.get("dataset", {}).get("name") in (options.dataset, None):
+        name_of_data = file.metadata.get("dataset", {}).get("name")
+        if options.folds and (name_of_data is None or public_name(name_of_data) == public_name(options.dataset)):
             logger.warning(
                 "%s, which --extends builds on, may have learned from the images that are held out: what is said out "
                 "of fold is then too good, and wrong labels are hard to see.", name,
             )  # fmt: skip
+
+
+def labels_of_parents(parents: ChosenHeads, options: TrainOptions) -> dict[str, list[str]]:
+    """What parents that were trained on the same data call its classes, where their files say it."""
+    ours = public_name(options.dataset)
+    return {
+        name: file.metadata["labels"]
+        for name, file in parents.files.items()
+        if "labels" in file.metadata and public_name(file.metadata.get("dataset", {}).get("name", "")) == ours
+    }
 
 
 def compare_pixels(parents: ChosenHeads, preprocessing: Preprocessing) -> None:

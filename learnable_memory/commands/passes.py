@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from learnable_memory import grid, heads, out_of_fold, tuned_files
+from learnable_memory import confusion, grid, heads, out_of_fold, tuned_files
 from learnable_memory.best_epoch import Best
 from learnable_memory.bits import pack_bits
 from learnable_memory.checkpoint import Checkpoint
@@ -19,16 +19,19 @@ from learnable_memory.commands.cross_validation import CrossValidated, CrossVali
 from learnable_memory.commands.inputs import TrainingInputs, evaluation_loader
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions, to_dict
+from learnable_memory.confusion import Confusion
 from learnable_memory.data import DataSet
-from learnable_memory.evaluate import Answers, Score, evaluate, is_shared
+from learnable_memory.evaluate import Answers, Score, evaluate
 from learnable_memory.grid import OF_A_CELL, Cell, Outcome
 from learnable_memory.headlog import HeadLog
 from learnable_memory.meter import peak_memory, reset_peak_memory
 from learnable_memory.methods import TunedModel
 from learnable_memory.optim import Recipe
+from learnable_memory.public_names import public_metadata
 from learnable_memory.runlog import RunLog, versions, write_json
 from learnable_memory.train import AllDiverged, train
 from learnable_memory.transforms import Preprocessing
+from learnable_memory.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -109,35 +112,40 @@ class Pass:
             for name, cell in self.names.items()
         ]  # fmt: skip
         if self.log is not None:
-            self._leave(self.log, outcomes, ending, learned, validated)
+            self._leave(self.log, outcomes, ending, learned, validated, answers)
             checkpoint.remove()
         return outcomes
 
     def _leave(
         self, log: RunLog, outcomes: Sequence[Outcome], ending: Path, learned: Path | None,
-        validated: Mapping[str, CrossValidated],
+        validated: Mapping[str, CrossValidated], answers: Mapping[str, Answers],
     ) -> None:  # fmt: skip
         evaluated = [(each, each.eval) for each in outcomes if each.eval is not None]
         if evaluated:
-            rows = {each.head: {f"eval/{key}": value for key, value in scores.items()} for each, scores in evaluated}
+            rows = {
+                each.head: {f"eval/{key}": value for key, value in scores.items() if value is not None}
+                for each, scores in evaluated
+            }
             for name, found in validated.items():
-                rows[name] |= {f"folds/{key}": value for key, value in asdict(found.score).items()}
+                rows[name] |= {f"folds/{key}": value for key, value in found.score.known().items()}
             whole = [each for each in outcomes if not each.diverged]
             chosen = grid.best(whole) if whole else evaluated[0][0]
             assert chosen.steps is not None and chosen.epoch is not None  # it was trained here, and evaluated
             HeadLog(log, list(self.names), self.alone).write(rows, chosen.steps, chosen.epoch)
         for each in outcomes:
             if learned is not None and not each.diverged:
-                head, *predictions = self._files(learned, each.head)
+                head, classes, *predictions = self._files(learned, each.head)
                 self.save(each, head)
+                predicted = answers[each.head].predicted.numpy()
+                confusion.save(Confusion(self.data.labels, self.data.eval.labels, predicted), classes, each.head)
                 for path in predictions:
                     out_of_fold.save(validated[each.head].found, path)
         write_json(ending, {"outcomes": [outcome.row() for outcome in outcomes], "log_position": log.position})
 
     def _files(self, folder: Path, name: str) -> list[Path]:
-        """What a cell leaves there: what it has learned and, of a cross-validated one, its predictions."""
+        """What a cell leaves there: what it has learned, its classes and, of a cross-validated one, its predictions."""
         predictions = [folder / f"{name}{out_of_fold.ENDING}"] if self.cross_validation else []
-        return [folder / heads.file_name(name), *predictions]
+        return [folder / heads.file_name(name), folder / f"{name}{confusion.ENDING}", *predictions]
 
     def save(self, outcome: Outcome, path: Path) -> None:
         """Write what one of its cells has learned: the file of a head, or that of a network."""
@@ -195,8 +203,7 @@ class Pass:
         return self.cross_validation.validate(self.base.tokens, names, preprocessing, self.options, description)
 
     def _evaluate(self, names: Sequence[str], device: torch.device) -> tuple[dict, dict, float]:
-        """Of these heads the scores on `eval` and, of a process that has all of it, what they said of each image; and
-        the seconds that it took."""
+        """Of these heads the scores on `eval` and what they said of each image, and the seconds that it took."""
         loader = evaluation_loader(self.data.eval, self.base.preprocessing, self.options, device, self.accelerator)
         description = f"{self.options.name} eval" if self.log is not None else None
         answers: dict[str, Answers] = {}
@@ -204,7 +211,7 @@ class Pass:
         scores = evaluate(
             self.model, loader, names, description=description, accelerator=self.accelerator, answers=answers
         )
-        return scores, {} if is_shared(self.accelerator) else answers, time.perf_counter() - start
+        return scores, answers, time.perf_counter() - start
 
     def _announce(self) -> None:
         numbers = sum(self._parameters(name) for name in self.names)
@@ -214,9 +221,9 @@ class Pass:
         what += f", each {folds} times more without a fold," if folds else ""
         chosen_on = "all of them to choose on, out of fold" if folds else f"{len(self.data.select):,} to choose on"
         logger.info(
-            "%s on %s: %s numbers to learn; %s images of %d classes (%s, %s to report on), from %s",
-            what, self.model.base_id, f"{numbers:,}", f"{len(self.data.train):,}", len(self.data.labels), chosen_on,
-            f"{len(self.data.eval):,}", self.data.source,
+            "%s on %s: %s numbers to learn; %s of %s (%s, %s to report on), from %s",
+            what, self.model.base_id, f"{numbers:,}", counted(len(self.data.train), "image"),
+            counted(len(self.data.labels), "class", "classes"), chosen_on, f"{len(self.data.eval):,}", self.data.source,
         )  # fmt: skip
 
     def _parameters(self, name: str) -> int:
@@ -246,7 +253,7 @@ def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOpt
     kept = {key: value for key, value in to_dict(options).items() if key not in left_out}
     cell = {"method": outcome.cell.spec.method, "lr": outcome.cell.lr, "seed": outcome.cell.seed}
     cell |= asdict(outcome.cell.fit)
-    return {
+    said = {
         "labels": data.labels,
         "preprocessing": preprocessing.to_dict(),
         "dataset": data.record(),
@@ -256,6 +263,7 @@ def head_metadata(data: DataSet, preprocessing: Preprocessing, options: TrainOpt
             "folds": outcome.folds,
             "eval": outcome.eval,
         },
-        "training": {**kept, **cell, "data_seed": outcome.data_seed},
+        "training": {**kept, **cell, "precision": options.precision or "float32", "data_seed": outcome.data_seed},
         "versions": versions(),
     }
+    return public_metadata(said)

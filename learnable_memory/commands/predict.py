@@ -6,20 +6,24 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
 from learnable_memory.attention import check_rows
 from learnable_memory.broken import find_broken
 from learnable_memory.commands.chosen_heads import ChosenHeads
 from learnable_memory.commands.model import check_with_base, start_logging
+from learnable_memory.commands.processes import launched, start_processes
 from learnable_memory.commands.tuned import ChosenNetwork, choose, load_model
 from learnable_memory.config import PredictOptions
 from learnable_memory.image_paths import named_images
 from learnable_memory.images import ImageSet
 from learnable_memory.methods import TunedModel
 from learnable_memory.predict import Prediction, predict
+from learnable_memory.progress import progress_bar
+from learnable_memory.sharing import is_main, is_shared
 from learnable_memory.text_table import side_by_side
 from learnable_memory.transforms import Preprocessing
 from learnable_memory.wording import printable
@@ -33,30 +37,32 @@ MOST_PICTURES = 8  # images of an attention picture, which has a row for each an
 def run(options: PredictOptions) -> int:
     """Answer as the options say: results on stdout as they come, all else on stderr."""
     start_logging()
+    options = launched(options)
     images = named_images(options.images)
     if options.attention:
         _check_picture(options.attention, len(images))
     chosen = choose(options.heads, options.models_folder)
     if isinstance(chosen, ChosenNetwork):
         _check_alone(chosen, options)
-    model, passes, names = open_heads(chosen, options)
+    accelerator = start_processes(options)
+    model, passes, names = open_heads(chosen, options, accelerator.device if is_shared(accelerator) else None)
     if options.attention:
         check_rows(len(images), len(names))
     if options.on_bad_image == "skip":
-        images = without_broken(images, options.workers)
+        images = without_broken(images, options.workers, accelerator)
     answered = predict(
         model, images, passes, top=options.top, batch_size=options.batch_size, workers=options.workers,
-        attention=options.attention is not None, labels=chosen.labels,
+        attention=options.attention is not None, labels=chosen.labels, accelerator=accelerator,
     )  # fmt: skip
     kept = []
-    # A bar would run into results on the same terminal; `None` leaves it out where stderr is no terminal.
-    bar = tqdm(answered, total=len(images), unit=" images", disable=sys.stdout.isatty() or None)
-    for prediction in bar:
+    # A bar would run into results on the same terminal.
+    hidden = (sys.stdout.isatty() and sys.stderr.isatty()) or not is_main(accelerator)
+    for prediction in progress_bar(answered, total=len(images), unit=" images", disable=hidden):
         text = json_line(prediction, names) if options.json else text_block(prediction, names)
         print(text, flush=True)  # somebody may be waiting at the other end of a pipe
         if options.attention:
             kept.append(prediction)
-    if options.attention:
+    if options.attention and is_main(accelerator):
         from learnable_memory.attention_plot import attention_picture
 
         logger.info("picture: %s", attention_picture(kept, passes, names, options.attention))
@@ -80,14 +86,14 @@ def _check_alone(chosen: ChosenNetwork, options: PredictOptions) -> None:
 
 
 def open_heads(
-    chosen: ChosenHeads | ChosenNetwork, options: PredictOptions
+    chosen: ChosenHeads | ChosenNetwork, options: PredictOptions, device: torch.device | None = None
 ) -> tuple[MemoryCapableViT | TunedModel, dict[Preprocessing, list[str]], list[str]]:
     """The model with what was chosen, what to give to `predict`, and who answers, in order.
 
     Raises:
         ValueError, FileNotFoundError: as `tuned.load_model`; the base is to answer and has no classifier.
     """
-    model, preprocessing = load_model(chosen, options)
+    model, preprocessing = load_model(chosen, options, device)
     passes, names = chosen.by_preprocessing(preprocessing), chosen.names
     if options.with_base:
         check_with_base(model)
@@ -99,10 +105,10 @@ def open_heads(
     return model, passes, names
 
 
-def without_broken(images: ImageSet, workers: int) -> ImageSet:
+def without_broken(images: ImageSet, workers: int, accelerator: Any = None) -> ImageSet:
     """The images that can be read; the others are named in the log. Raises ValueError if none is left."""
-    broken = find_broken(images, workers, "checking the images")
-    for reason in broken.values():
+    broken = find_broken(images, workers, "checking the images", accelerator=accelerator)
+    for reason in broken.values() if is_main(accelerator) else ():
         logger.warning("left out: %s", reason)
     if len(broken) == len(images):
         raise ValueError(f"none of the {len(images):,} images can be read")

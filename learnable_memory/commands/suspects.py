@@ -73,13 +73,16 @@ def judged_images(found: OutOfFold, options: Places) -> ImageSet:
     """The training images on this machine that the predictions are of, in their order.
 
     Raises:
-        ValueError: they are others here, or have other labels.
+        ValueError: they are others here, or have other labels or classes.
     """
+    from learnable_memory.class_names import check_classes
     from learnable_memory.commands.inputs import recorded_data
 
     # Images that were left out as broken are known by not being there: nothing has to be decoded to find them.
     machine = RunOptions(directory=options.directory, no_download=options.no_download)
-    train = recorded_data({**found.dataset, "left_out": None}, machine).train
+    data = recorded_data({**found.dataset, "left_out": None}, machine, found.labels)
+    check_classes(found.labels, len(found.labels), data, f"The cross-validation of {found.head}")
+    train = data.train
     if found.dataset.get("left_out"):
         judged = set(found.image)
         train = train.subset([index for index in range(len(train)) if train.identity(index) in judged])

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from learnable_memory.bases import find_base, read_config
-from learnable_memory.commands.model import autocast_of, check_no_attention, load_base, resolve_device
+from learnable_memory.commands.model import autocast_of, check_channels, check_no_attention, load_base, resolve_device
 from learnable_memory.config import TrainOptions
 from learnable_memory.convolutional import ConvolutionalBase, is_convolutional
 from learnable_memory.grid import Cell
@@ -14,6 +15,9 @@ from learnable_memory.method_spec import OF_ANY_NETWORK, MethodSpec
 from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network, check_method
 from learnable_memory.transforms import SCALED_DECODING, Preprocessing
 from vit import MemoryCapableViT
+
+if TYPE_CHECKING:
+    from learnable_memory.commands.initial import InitialValues
 
 # Between the seeds of processes: odd, so that no two are the same; large, so that none is that of a run beside.
 BETWEEN_PROCESSES = 0x9E3779B1
@@ -25,6 +29,7 @@ class TrainingBase:
     Args:
         options: name the base, its images' size, precision and attention.
         device: stands for theirs.
+        initial: what all that is learned begins with; None: random values.
         processes, process: how many share each batch, and which of them this is, from 0.
 
     Attributes:
@@ -36,9 +41,10 @@ class TrainingBase:
     """
 
     def __init__(
-        self, options: TrainOptions, device: torch.device | None = None, processes: int = 1, process: int = 0
-    ) -> None:
-        self.options, self.processes, self.process = options, processes, process
+        self, options: TrainOptions, device: torch.device | None = None, initial: "InitialValues | None" = None,
+        processes: int = 1, process: int = 0,
+    ) -> None:  # fmt: skip
+        self.options, self.initial, self.processes, self.process = options, initial, processes, process
         self.device = device or resolve_device(options.device)
         self.vit: MemoryCapableViT | None = None
         self.convolutional: ConvolutionalBase | None = None
@@ -47,6 +53,7 @@ class TrainingBase:
         if place.is_dir() and is_convolutional(read_config(place)):
             self._check_convolutional()
             self.convolutional = ConvolutionalBase.open(place, options.base_model)
+            check_channels(options.base_model, self.convolutional.channels)
             found = self.convolutional.preprocessing
             self.preprocessing = found if options.image_size is None else found.at(options.image_size)
         else:
@@ -82,6 +89,8 @@ class TrainingBase:
 
     def check(self, specs: Iterable[MethodSpec]) -> None:
         """Raise ValueError or ModuleNotFoundError for what cannot be learned on this base, before anything is."""
+        if self.initial is not None:
+            self.initial.check(self)
         for spec in specs:
             if self.convolutional is not None:
                 self.convolutional.check(spec, self.options.gradient_checkpointing, self.processes)
@@ -96,6 +105,15 @@ class TrainingBase:
         Args:
             cells: by the names that they get in the model; all heads, or one that is none.
         """
+        model = self._model(cells, num_labels, extends)
+        if self.initial is not None:
+            for name in cells:
+                self.initial.put(model, name)
+        return model
+
+    def _model(
+        self, cells: Mapping[str, Cell], num_labels: int, extends: Sequence[str]
+    ) -> MemoryCapableViT | TunedModel:
         if all(self.is_head(cell.spec) for cell in cells.values()):
             for name, cell in cells.items():
                 spec = cell.spec

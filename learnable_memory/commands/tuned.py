@@ -9,10 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from learnable_memory import heads, tuned_files
 from learnable_memory.bases import find_base
 from learnable_memory.commands.chosen_heads import ChosenHeads, choose_heads, load_chosen
-from learnable_memory.commands.model import autocast_of, check_no_attention, load_base, resolve_device
+from learnable_memory.commands.model import (
+    advise_bfloat16,
+    autocast_of,
+    check_no_attention,
+    load_base,
+    resolve_device,
+)
+from learnable_memory.commands.places import place_of_base
 from learnable_memory.config import PredictOptions, RunOptions, ValidationOptions
 from learnable_memory.convolutional import ConvolutionalBase
 from learnable_memory.methods import OF_WEIGHTS, TunedModel, build_network
@@ -28,6 +37,7 @@ class ChosenNetwork:
 
     path: Path
     file: TunedFile
+    folder: Path
 
     @property
     def names(self) -> list[str]:
@@ -43,6 +53,11 @@ class ChosenNetwork:
     def extended(self) -> set[str]:
         """Empty: a network is built on no head."""
         return set()
+
+    @property
+    def folders(self) -> list[Path]:
+        """As of `ChosenHeads`."""
+        return list(dict.fromkeys([self.path.parent, self.folder]))
 
     def metadata(self, name: str) -> dict:
         """What the file says."""
@@ -70,37 +85,46 @@ def choose(names: Sequence[str], folder: Path) -> ChosenHeads | ChosenNetwork:
     """
     path, *others = heads.find(names, folder)
     if not others and tuned_files.is_tuned(path):
-        return ChosenNetwork(path, tuned_files.load(path))
+        return ChosenNetwork(path, tuned_files.load(path), folder)
     return choose_heads(names, folder)
 
 
 def load_model(
-    chosen: ChosenHeads | ChosenNetwork, options: ValidationOptions | PredictOptions
+    chosen: ChosenHeads | ChosenNetwork, options: ValidationOptions | PredictOptions, device: torch.device | None = None
 ) -> tuple[MemoryCapableViT | TunedModel, Preprocessing]:
     """The model that answers, and the preprocessing of its base: `load_chosen` or `load_tuned`."""
     if isinstance(chosen, ChosenNetwork):
-        return load_tuned(chosen.file, options)
-    return load_chosen(chosen, options)
+        return load_tuned(chosen, options, device)
+    return load_chosen(chosen, options, device)
 
 
-def load_tuned(file: TunedFile, options: ValidationOptions | PredictOptions) -> tuple[TunedModel, Preprocessing]:
+def load_tuned(
+    chosen: ChosenNetwork, options: ValidationOptions | PredictOptions, device: torch.device | None = None
+) -> tuple[TunedModel, Preprocessing]:
     """The network of a file on its base, frozen, for images of the size that it was trained on, and its preprocessing.
 
     Args:
         options: with a `base_model`; without it the base is the one that the file names, without a precision that of
             the training.
 
+        device: stands for theirs.
+
     Raises:
-        ValueError: nobody names the base, it is another one than the network was trained on, or the tensors do not fit.
+        ValueError: nobody names the base, nothing tells where it is, it is another one than the network was trained on,
+            or the tensors do not fit.
         FileNotFoundError: the base is neither here nor reachable.
     """
-    named = options.base_model or file.metadata["base"]["id"]
-    if named is None:
+    file, base_id = chosen.file, chosen.file.metadata["base"]["id"]
+    if not options.base_model and base_id is None:
         raise ValueError(f"{file.name} does not say which base it was trained on: name it with --base_model.")
+    named = options.base_model or place_of_base(base_id, chosen.folders, str(chosen.path))
     precision = options.precision or file.metadata.get("training", {}).get("precision", "float32")
+    device = device or resolve_device(options.device)
+    if options.precision is None and precision == "float32":
+        advise_bfloat16(device)
     options = dataclasses.replace(options, precision=precision)
     build = _on_convolutional if file.metadata["kind"] == "convolutional" else _on_vit
-    model, preprocessing = build(file, named, options)
+    model, preprocessing = build(file, named, options, device)
     try:
         model.heads[file.name].load_state_dict(file.tensors)
     except ValueError as error:
@@ -111,11 +135,12 @@ def load_tuned(file: TunedFile, options: ValidationOptions | PredictOptions) -> 
     return model, preprocessing
 
 
-def _on_vit(file: TunedFile, named: str, options: RunOptions) -> tuple[TunedModel, Preprocessing]:
+def _on_vit(file: TunedFile, named: str, options: RunOptions, device: torch.device) -> tuple[TunedModel, Preprocessing]:
     spec, own = file.spec, Preprocessing.of_head(file.metadata)
     autocast = autocast_of(options) if spec.method in OF_WEIGHTS else None
     options = dataclasses.replace(options, compile=False)
-    base, of_the_base = load_base(named, options, sized=False, own_pixels=own is None, exact=autocast is not None)
+    exact = autocast is not None
+    base, of_the_base = load_base(named, options, device, sized=False, own_pixels=own is None, exact=exact)
     tuned_files.check_base(file.metadata, base.fingerprint)
     preprocessing = own or of_the_base
     base.set_image_size((preprocessing.height, preprocessing.width))
@@ -123,11 +148,13 @@ def _on_vit(file: TunedFile, named: str, options: RunOptions) -> tuple[TunedMode
     return TunedModel({file.name: network}, base.fingerprint, base.base_id), preprocessing
 
 
-def _on_convolutional(file: TunedFile, named: str, options: RunOptions) -> tuple[TunedModel, Preprocessing]:
+def _on_convolutional(
+    file: TunedFile, named: str, options: RunOptions, device: torch.device
+) -> tuple[TunedModel, Preprocessing]:
     check_no_attention(named, options)
     place = find_base(named, options.base_cache, not options.no_download)
     base = ConvolutionalBase.open(place, named)
     tuned_files.check_base(file.metadata, base.fingerprint)
     network = base.network(file.spec, file.metadata["num_labels"], autocast=autocast_of(options))
-    model = TunedModel({file.name: network}, base.fingerprint, base.base_id).to(resolve_device(options.device))
+    model = TunedModel({file.name: network}, base.fingerprint, base.base_id).to(device)
     return model, Preprocessing.of_head(file.metadata) or base.preprocessing

@@ -7,17 +7,25 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
+from learnable_memory import confusion
+from learnable_memory.class_names import check_classes
 from learnable_memory.commands.chosen_heads import ChosenHeads
 from learnable_memory.commands.inputs import evaluation_loader, recorded_data
 from learnable_memory.commands.model import start_logging
+from learnable_memory.commands.places import place_of_data
+from learnable_memory.commands.processes import launched, start_processes
 from learnable_memory.commands.tuned import ChosenNetwork, choose, load_model
 from learnable_memory.config import ValidationOptions
+from learnable_memory.confusion import Confusion, said_of_missing
+from learnable_memory.confusion_plot import confusion_matrix
 from learnable_memory.contents import difference
 from learnable_memory.data import CHOICES, DATA_SETS, DataSet
-from learnable_memory.evaluate import evaluate
+from learnable_memory.evaluate import Answers, Score, evaluate
 from learnable_memory.projections import ranks_in_short
 from learnable_memory.runlog import versions, write_json
+from learnable_memory.sharing import is_main, is_shared
 from learnable_memory.text_table import side_by_side
 
 logger = logging.getLogger(__name__)
@@ -28,22 +36,33 @@ UNKNOWN = "unknown"  # a split, or a difference
 def run(options: ValidationOptions) -> int:
     """Evaluate as the options say, print the table, and write it where `options.output` says."""
     start_logging()
+    options = launched(options)
     if options.output and options.output.is_dir():
         raise IsADirectoryError(f"--output {options.output} is a folder: name a file in it, such as results.json.")
-    rows = validate(options)
+    if options.classes and options.classes.is_file():
+        raise NotADirectoryError(f"--classes {options.classes} is a file: name a folder.")
+    accelerator = start_processes(options)
+    rows = validate(options, accelerator)
+    if not is_main(accelerator):
+        return 0
     print(table(rows))
+    if options.classes:
+        print(f"classes and confusion matrices in {options.classes}")
     if options.output:
         write_json(options.output, {"base": rows[0]["base"], "heads": rows, "versions": versions()})
         print(f"written to {options.output}")
     return 0
 
 
-def validate(options: ValidationOptions) -> list[dict]:
-    """One row for each head that was asked for, in that order; see `row` for what it holds."""
+def validate(options: ValidationOptions, accelerator: Any = None) -> list[dict]:
+    """One row for each head that was asked for, in that order; see `row` for what it holds.
+
+    Several processes share the work, and all return the whole.
+    """
     chosen = choose(options.models_list, options.models_folder)
     check_memory_tokens(chosen, options.expected_memory_tokens)
     names = evaluable(chosen)
-    model, preprocessing = load_model(chosen, options)
+    model, preprocessing = load_model(chosen, options, accelerator.device if is_shared(accelerator) else None)
 
     passes = chosen.by_preprocessing(preprocessing)
     if len(passes) > 1:
@@ -51,19 +70,26 @@ def validate(options: ValidationOptions) -> list[dict]:
             "The heads need %d kinds of preprocessing, so each image set takes one pass of its kind.", len(passes)
         )
     # All data before the first pass: what is missing shows at once, not after hours.
+    places = places_of_data(chosen, names, options.datasets or ())
     data_sets = [
-        by_data_set([chosen.metadata(name) for name in together if name in names], options)
+        by_data_set([chosen.metadata(name) for name in together if name in names], places, options, accelerator)
         for together in passes.values()
     ]
     rows = {}
     for (settings, together), found in zip(passes.items(), data_sets, strict=True):
         model.set_image_size((settings.height, settings.width))
         for data, scored in found:
-            loader = evaluation_loader(data.eval, settings, options, next(model.parameters()).device)
+            loader = evaluation_loader(data.eval, settings, options, next(model.parameters()).device, accelerator)
             own = [metadata["name"] for metadata in scored]
-            scores = evaluate(model, loader, own, together, description=", ".join(own))
+            said: dict[str, Answers] = {}
+            description = ", ".join(own) if is_main(accelerator) else None
+            scores = evaluate(model, loader, own, together, description, accelerator=accelerator, answers=said)
             for name, metadata in zip(own, scored, strict=True):
-                rows[name] = row(metadata, data, asdict(scores[name]), chosen.learned(name))
+                counts = Confusion(data.labels, data.eval.labels, said[name].predicted.numpy())
+                rows[name] = row(metadata, data, scores[name], counts, chosen.learned(name))
+                if options.classes and is_main(accelerator):
+                    confusion.save(counts, options.classes / f"{name}{confusion.ENDING}", name)
+                    confusion_matrix(counts, options.classes / f"{name}_confusion.png", name)
     return [rows[name] for name in names]
 
 
@@ -93,14 +119,26 @@ def check_memory_tokens(chosen: ChosenHeads | ChosenNetwork, expected: Sequence[
                 )
 
 
-def by_data_set(files: Sequence[dict], options: ValidationOptions) -> list[tuple[DataSet, list[dict]]]:
+def places_of_data(chosen: ChosenHeads | ChosenNetwork, names: Sequence[str], named: Sequence[str]) -> dict[str, str]:
+    """For each of these heads the name with which its data can be read here. Raises ValueError as `place_of_data`."""
+    records = {name: chosen.metadata(name)["dataset"] for name in names}
+    alone = len({record["name"] for record in records.values()}) == 1
+    return {name: place_of_data(record, chosen.folders, name, named, alone) for name, record in records.items()}
+
+
+def by_data_set(
+    files: Sequence[dict], places: Mapping[str, str], options: ValidationOptions, accelerator: Any = None
+) -> list[tuple[DataSet, list[dict]]]:
     """The data sets of these heads, each with the heads that were trained on it.
 
-    Raises ValueError if a head does not say what it was trained on, or the data here has other classes.
+    Args:
+        places: head -> the name with which its data can be read here.
+
+    Raises ValueError if a head does not say what it was trained on, or the data here have other classes.
     """
     groups: dict[str, list[dict]] = {}
     for metadata in files:
-        record = metadata["dataset"]
+        record = {**metadata["dataset"], "name": places[metadata["name"]]}
         if "splits" not in record and record["name"] not in DATA_SETS:
             raise ValueError(
                 f"The head {metadata['name']} comes from a file of the 2023 implementation, which says by its name "
@@ -108,22 +146,17 @@ def by_data_set(files: Sequence[dict], options: ValidationOptions) -> list[tuple
                 "write it again under the right name with python -m learnable_memory heads convert --names."
             )
         asked = [record.get(what) for what in ("name", "split_seed", *CHOICES)]
-        key = json.dumps([*asked, record.get("left_out") is None])
+        key = json.dumps([*asked, record.get("left_out") is None, metadata.get("labels")])
         groups.setdefault(key, []).append(metadata)
-    found = [(recorded_data(members[0]["dataset"], options), members) for members in groups.values()]
-    for data, members in found:
+    found = []
+    for members in groups.values():
+        first, labels = members[0], members[0].get("labels")
+        record = {**first["dataset"], "name": places[first["name"]]}
+        data = recorded_data(record, options, labels, accelerator)
         for metadata in members:
-            check_classes(metadata, data)
+            check_classes(labels, metadata["num_labels"], data, f"The head {metadata['name']}")
+        found.append((data, members))
     return found
-
-
-def check_classes(metadata: dict, data: DataSet) -> None:
-    """Raise ValueError if the data has not the classes that a head answers with."""
-    if metadata["num_labels"] != len(data.labels):
-        raise ValueError(
-            f"The head {metadata['name']} has {metadata['num_labels']:,} classes, but {data.name} here has "
-            f"{len(data.labels):,} ({data.source}): give --directory the data that it was trained on."
-        )
 
 
 def split_of(metadata: dict, data: DataSet) -> str:
@@ -138,10 +171,11 @@ def split_of(metadata: dict, data: DataSet) -> str:
     return UNKNOWN if data.eval.images is data.train.images else "published"
 
 
-def row(metadata: dict, data: DataSet, score: dict, learned: dict) -> dict:
+def row(metadata: dict, data: DataSet, score: Score, found: Confusion, learned: dict) -> dict:
     """What is known of a head, or a network, after its evaluation, beside what its file says.
 
     Args:
+        found: what was said of the images of `eval`.
         learned: from `ChosenHeads.learned` or `ChosenNetwork.learned`.
     """
     record = metadata["dataset"]
@@ -162,9 +196,12 @@ def row(metadata: dict, data: DataSet, score: dict, learned: dict) -> dict:
         "dataset": {**record, "splits": {**splits, "eval": here}},
         "split": split_of(metadata, data),
         **learned,
-        **score,
+        **asdict(score),
+        "mean_accuracy": found.mean_accuracy,
+        "classes": len(data.labels),
+        "classes_without_images": found.without_images,
         "stored_top1": stored,
-        "difference": None if stored is None else score["top1"] - stored,
+        "difference": None if stored is None else score.top1 - stored,
     }
 
 
@@ -178,7 +215,8 @@ def table(rows: Sequence[dict], extra: Mapping[str, Sequence[str]] | None = None
         **({"rank": [ranks_in_short(row["low_rank"]) for row in rows]} if ranked else {}),
         "images": [f"{row['images']:,}" for row in rows],
         "top-1": [f"{100 * row['top1']:.2f}" for row in rows],
-        "top-5": [f"{100 * row['top5']:.2f}" for row in rows],
+        "mean of classes": [f"{100 * row['mean_accuracy']:.2f}" for row in rows],
+        **({"top-5": [_percent(row["top5"]) for row in rows]} if any(row["top5"] is not None for row in rows) else {}),
         "images/s": [f"{row['images_per_second']:.0f}" for row in rows],
         "against the file": [
             UNKNOWN if row["difference"] is None else f"{round(100 * row['difference'], 2) + 0.0:+.2f}" for row in rows
@@ -187,10 +225,18 @@ def table(rows: Sequence[dict], extra: Mapping[str, Sequence[str]] | None = None
         **({"split": [row["split"] for row in rows]} if uncertain else {}),
         **(extra or {}),
     }
-    text = side_by_side([[title, *cells] for title, cells in columns.items()])
+    lines = [side_by_side([[title, *cells] for title, cells in columns.items()])]
+    for row in rows:
+        missing = said_of_missing(row["classes_without_images"], row["classes"])
+        lines += [f"{row['head']}: {missing}"] if missing else []
     if not uncertain:
-        return text
-    return (
-        f"{text}\nsplit unknown ({', '.join(uncertain)}): the 2023 implementation drew its own split of these data, so "
+        return "\n".join(lines)
+    lines.append(
+        f"split unknown ({', '.join(uncertain)}): the 2023 implementation drew its own split of these data, so "
         "that these heads may have been trained on some of the images that they are evaluated on here"
     )
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
