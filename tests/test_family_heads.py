@@ -12,7 +12,7 @@ from PIL import Image
 
 import vit_train
 import vit_validation
-from foreign import randomise
+from foreign import randomise, timm_model
 from learnable_memory import heads
 from learnable_memory.commands import run_command
 from learnable_memory.commands.model import open_base
@@ -102,20 +102,9 @@ def npz(folder: Path) -> Path:
 
 def timm(folder: Path) -> Path:
     timm = pytest.importorskip("timm")
-    from safetensors.torch import save_file
-
-    arguments = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 6}
-    model = randomise(timm.create_model("vit_tiny_patch16_224", pretrained=False, **arguments))
-    folder = folder / "base"
-    folder.mkdir()
-    save_file(model.state_dict(), folder / "model.safetensors")
-    pretrained = {"input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
-    config = {
-        "architecture": "vit_tiny_patch16_224", "num_classes": 6, "num_features": 32, "model_args": arguments,
-        "pretrained_cfg": {**pretrained, "crop_pct": 0.9, "num_classes": 6, "fixed_input_size": True},
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    model = timm_model("vit_tiny_patch16_224", num_classes=6)
+    timm.models.save_for_hf(model, folder / "base")
+    return folder / "base"
 
 
 # family -> (its files, base tokens of an image of 16x16 pixels, classes of its own)
