@@ -12,10 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = {path: content for path, _, content in re.findall(r"^`([^`\n]+)`:\n\n```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)}
 PATCHES = re.findall(r"^```diff\n(.*?)^```$", TEXT, re.M | re.S)
-COPIED = (
-    "experiments", "learnable_memory", "models/base-tiny", "pyproject.toml", "tests/tiny.py",
-    "tests/families_reference.py",
-)  # fmt: skip
+COPIED = ("experiments", "learnable_memory", "models/base-tiny", "pyproject.toml", "tests/tiny.py", "tests/foreign.py")
 
 
 @pytest.fixture

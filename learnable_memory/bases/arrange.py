@@ -54,16 +54,26 @@ DINOV2: Names = OLD | TWO_MAPS | {
     r"\.packed\.": ".mlp.weights_in.",
     r"\.down\.": ".mlp.weights_out.",
 }  # fmt: skip
-TIPSV2: Names = TOKENS | PROJECTIONS | TWO_MAPS | {
-    r"^patches\.": "embeddings.patch_embeddings.projection.",
-    r"^norm\.": "layernorm.",
-    r"^layers\.": "encoder.layer.",
-    r"\.output\.": ".attention.o_proj.",
-}  # fmt: skip
-RADIO: Names = TIPSV2 | {
-    r"^patches\.": "embeddings.patch_projection.",
-    r"^tokens$": "embeddings.cls_register_token",
-    r"^positions$": "embeddings.position_embedding",
+TIPSV2: Names = {  # those of the original code
+    r"^patches\.": "patch_embed.proj.",
+    r"^class_token$": "cls_token",
+    r"^registers$": "register_tokens",
+    r"^positions$": "pos_embed",
+    r"^layers\.": "blocks.",
+    r"\.(qkv|output)\.": lambda found: f".attn.{'qkv' if found[1] == 'qkv' else 'proj'}.",
+    r"\.scale(\d)$": r".ls\1.gamma",
+    r"\.mlp_in\.": ".mlp.c_fc.",
+    r"\.mlp_out\.": ".mlp.c_proj.",
+    r"\.packed\.": ".mlp.w12.",
+    r"\.down\.": ".mlp.w3.",
+}
+RADIO: Names = TWO_MAPS | {
+    r"^patches\.": "model.patch_generator.embedder.",
+    r"^tokens$": "model.patch_generator.cls_token.token",
+    r"^positions$": "model.patch_generator.pos_embed",
+    r"^layers\.": "model.blocks.",
+    r"\.(qkv|output)\.": lambda found: f".attn.{'qkv' if found[1] == 'qkv' else 'proj'}.",
+    r"\.scale(\d)$": r".layer_scale\1.lambda1",
     r"^(mean|std)$": r"input_conditioner.norm_\1",
 }
 DINOV3: Names = TOKENS | PROJECTIONS | {
@@ -115,10 +125,7 @@ def dinov2(encoder: Encoder, tensors: Tensors) -> None:
     positions_of_all(encoder, tensors)
     _fill_scales(encoder, tensors)
     if encoder.gated:
-        for layer in range(encoder.depth):
-            for leaf in ("weight", "bias"):
-                pair = [tensors.pop(f"layers.{layer}.{part}.{leaf}") for part in ("gate", "up")]
-                tensors[f"layers.{layer}.packed.{leaf}"] = torch.cat(pair)
+        _pack(encoder, tensors, "packed", ("gate", "up"))
     if "classifier.weight" in tensors:
         weight = tensors["classifier.weight"]
         pair = [weight, torch.zeros_like(weight)]
@@ -132,9 +139,9 @@ def dinov2_with_registers(encoder: Encoder, tensors: Tensors) -> None:
 
 
 def tipsv2(encoder: Encoder, tensors: Tensors) -> None:
-    positions_of_all(encoder, tensors)
-    _fill_scales(encoder, tensors)
-    tensors["mask_token"] = torch.zeros(1, encoder.width)
+    """As DINOv2 with registers, and queries, keys and values in one."""
+    dinov2_with_registers(encoder, tensors)
+    _pack(encoder, tensors, "qkv", ("query", "key", "value"))
 
 
 def dinov3(encoder: Encoder, tensors: Tensors) -> None:
@@ -172,6 +179,7 @@ def aimv2(encoder: Encoder, tensors: Tensors) -> None:
 def radio(encoder: Encoder, tensors: Tensors) -> None:
     """Patches are embedded without a bias, which the positions take over. Pixels come normalised."""
     _fill_scales(encoder, tensors)
+    _pack(encoder, tensors, "qkv", ("query", "key", "value"))
     tensors["patches.weight"] = tensors["patches.weight"].flatten(1)
     tensors["positions"] = tensors["positions"] + tensors.pop("patches.bias", torch.zeros(encoder.width))
     first = tensors.pop("class_token") + tensors.pop("class_position")
@@ -183,3 +191,12 @@ def _fill_scales(encoder: Encoder, tensors: Tensors) -> None:
     if not encoder.has("scale1"):
         for layer in range(encoder.depth):
             tensors.update({f"layers.{layer}.scale{part}": torch.ones(encoder.width) for part in (1, 2)})
+
+
+def _pack(encoder: Encoder, tensors: Tensors, name: str, parts: tuple[str, ...]) -> None:
+    """Some linear maps of each layer as one."""
+    for layer in range(encoder.depth):
+        for leaf in ("weight", "bias"):
+            found = [tensors.pop(f"layers.{layer}.{part}.{leaf}", None) for part in parts]
+            if whole := [tensor for tensor in found if tensor is not None]:
+                tensors[f"layers.{layer}.{name}.{leaf}"] = torch.cat(whole)

@@ -78,7 +78,8 @@ def dinov2_without_mask_token(encoder: Encoder) -> Settings:
 
 
 def dinov3(encoder: Encoder) -> Settings:
-    biases = {f"{part}_bias": encoder.has(f"{part}.bias") for part in ("query", "key", "value")}
+    """Images of any size are taken; what the config says of it has to be one number."""
+    biases = {f"{part}_bias": encoder.has(f"{part}.bias") for part in QKV} | {"image_size": encoder.image_size[0]}
     more = {"num_register_tokens": encoder.num_registers, "rope_theta": encoder.rope_theta}
     return width_of_mlp(encoder) | biases | more | {"use_gated_mlp": encoder.gated}
 
@@ -189,7 +190,7 @@ FAMILIES = (  # the first that fits
     ),
     Family(
         "RadioModel", "a class token, learned positions", arrange.RADIO, arrange.radio, radio,
-        allows=f"registers, layer scale, {UNEVEN}", biased=LINEAR[3:], called="radio",
+        allows=f"registers, layer scale, {UNEVEN}", prefix="radio_model.", biased=LINEAR[3:], called="radio",
     ),
 )  # fmt: skip
 
@@ -279,8 +280,9 @@ def _config(kind: Any, encoder: Encoder, family: Family, whole: bool) -> "PreTra
     settings: Settings = {
         "hidden_size": encoder.width, "num_hidden_layers": encoder.depth,
         "num_attention_heads": encoder.num_attention_heads, "hidden_act": encoder.hidden_act,
-        "layer_norm_eps": encoder.layer_norm_eps, **family.settings(encoder),
+        "layer_norm_eps": encoder.layer_norm_eps,
         **{key: size[0] if size[0] == size[1] else list(size) for key, size in sizes.items()},
+        **family.settings(encoder),
     }  # fmt: skip
     classes = len(encoder.tensors["classifier.weight"]) if whole else 0
     labels: Settings = {"num_labels": classes}
