@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 from transformers import ViTImageProcessor
@@ -77,11 +76,14 @@ def exported(monkeypatch) -> list[tuple]:
 
 
 # --------------------------------------------------------------------------------------------------------------- files
+@pytest.mark.slow
 def test_an_onnx_file_with_heads_and_base(model, folder, base, tmp_path, capsys, caplog):
     """A head that was merged with its parent, one that lies in the folder, and the base."""
     path, merged = tmp_path / "served.onnx", tmp_path / "both.safetensors"
     heads.save_all(merged, [heads.load(folder / heads.file_name(name)) for name in ("A", "a-b")])
     assert export(folder, "--heads", merged, "silent", "--with_base", "--output", path) == 0
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path)
     assert [output.name for output in session.get_outputs()] == ["base", "A", "a-b", "silent"]
     with torch.no_grad():
@@ -110,6 +112,7 @@ def test_an_onnx_file_with_heads_and_base(model, folder, base, tmp_path, capsys,
     ]  # its exporter has nothing to complain of
 
 
+@pytest.mark.slow
 def test_a_file_for_torch_export_load_of_heads_for_another_size(base, folder, tmp_path):
     path = tmp_path / "large.pt2"
     assert export(folder, "--heads", "large", "--format", "torch-export", "--output", path) == 0
@@ -212,6 +215,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(folder, capsys, mo
     )
 
 
+@pytest.mark.slow
 def test_a_file_that_answers_differently_is_an_error(folder, tmp_path, capsys, monkeypatch):
     fold = MemoryCapableViT.for_inference
 
