@@ -20,7 +20,7 @@ from learnable_memory.evaluate import evaluate
 from learnable_memory.experiments.card import Card
 from learnable_memory.grid import OF_A_CELL
 from learnable_memory.meter import peak_memory, reset_peak_memory
-from learnable_memory.optim import HeadOptimizer
+from learnable_memory.optim import HeadOptimizers
 from learnable_memory.text_table import side_by_side
 from learnable_memory.train_step import train_step
 
@@ -113,7 +113,7 @@ def measure(group: Sequence[PlannedRun], count: int) -> Measured:
     steps = recipes["h0"].steps(len(loader))
     model.train_only(list(cells))
     model.train()
-    optimizers = {name: HeadOptimizer(model.heads[name].parameters(), recipes[name], steps) for name in cells}
+    optimizers = HeadOptimizers({name: model.heads[name] for name in cells}, recipes, steps)
     batches = _endless(loader)
     start = time.perf_counter()
     for number in range(WARM_UP + MEASURED):
