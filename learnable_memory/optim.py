@@ -1,9 +1,8 @@
-"""How one head is optimised: recipe, schedule, clipping, optimizer and moving average."""
+"""How heads are optimised: recipe, schedule, clipping, optimizers and moving average."""
 
 import contextlib
 import math
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,55 +54,58 @@ def rate_factor(step: int, steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
-def optimizer_of(kind: str, parameters: list[nn.Parameter], lr: float, recipe: Recipe) -> torch.optim.Optimizer:
-    """One of `fit_spec.OPTIMIZERS` but "mixed", with momentum and weight decay of the recipe."""
-    decay = recipe.fit.weight_decay
-    if kind == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=lr, betas=(recipe.momentum, 0.999), weight_decay=decay)
-
-
 def low_rank_of(head: Any) -> list[nn.Parameter]:
     """The low-rank weights among what a head learns; none of a network that is no head."""
     return list(head.low_rank.parameters()) if hasattr(head, "low_rank") else []
 
 
-class HeadOptimizer:
-    """Optimizer, clipping, schedule and moving average of one head.
+class HeadOptimizers:
+    """Optimizers, clipping, schedule and moving averages of all heads that are trained in one pass.
+
+    Heads share one torch optimizer of each kind, where each has parameter groups of its own: it learns what it would
+    learn alone.
 
     Args:
-        parameters: all that is learned.
-        steps: of the schedule.
-        low_rank: those of `parameters` that are low-rank weights, which may have a rate and an optimizer of their own.
+        heads: modules by name; all their parameters are learned.
+        recipes: of each of them.
+        steps: of the schedule, which they share.
+
+    Attributes:
+        parameters: of the heads that are still trained.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], recipe: Recipe, steps: int, low_rank: Iterable[nn.Parameter] = ()
-    ) -> None:
-        self.parameters, self.recipe = list(parameters), recipe
-        ranked = list(low_rank)
-        places = {id(parameter) for parameter in ranked}
-        others = [parameter for parameter in self.parameters if id(parameter) not in places]
-        of_others, of_ranked = {"mixed": ("sgd", "adamw")}.get(recipe.fit.optimizer, (recipe.fit.optimizer,) * 2)
-        self.optimizers = [
-            optimizer_of(kind, group, lr, recipe)
-            for kind, group, lr in ((of_others, others, recipe.lr), (of_ranked, ranked, recipe.lr * recipe.fit.rank_lr))
-            if group
-        ]
-        self.schedules = [
-            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, recipe.warmup_steps))
-            for optimizer in self.optimizers
-        ]
-        self.average = [p.detach().clone() for p in self.parameters] if recipe.fit.ema else []
-        self.averaged_steps = 0
+    def __init__(self, heads: Mapping[str, Any], recipes: Mapping[str, Recipe], steps: int) -> None:
+        self.recipes, self.steps, self.steps_done = {name: recipes[name] for name in heads}, steps, 0
+        self.parameters = {name: list(head.parameters()) for name, head in heads.items()}
+        groups: dict[str, list[dict[str, Any]]] = {"sgd": [], "adamw": []}
+        for name, head in heads.items():
+            recipe, ranked = recipes[name], low_rank_of(head)
+            places = {id(parameter) for parameter in ranked}
+            others = [parameter for parameter in self.parameters[name] if id(parameter) not in places]
+            of_others, of_ranked = {"mixed": ("sgd", "adamw")}.get(recipe.fit.optimizer, (recipe.fit.optimizer,) * 2)
+            peaks = (of_others, others, recipe.lr), (of_ranked, ranked, recipe.lr * recipe.fit.rank_lr)
+            for kind, parameters, peak in peaks:
+                momentum = {"momentum": recipe.momentum} if kind == "sgd" else {"betas": (recipe.momentum, 0.999)}
+                group = {"params": parameters, "weight_decay": recipe.fit.weight_decay, **momentum}
+                groups[kind] += [{**group, "peak": peak, "warmup_steps": recipe.warmup_steps}] if parameters else []
+        makers = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+        self.optimizers = [makers[kind](found, fused=True) for kind, found in groups.items() if found]
+        averaged = [name for name, recipe in self.recipes.items() if recipe.fit.ema]
+        self.averages = {name: [p.detach().clone() for p in self.parameters[name]] for name in averaged}
+        self.averaged_steps = dict.fromkeys(averaged, 0)
 
     @property
-    def rate(self) -> float:
-        """The rate of the coming step, low-rank weights aside."""
-        return float(self.schedules[0].get_last_lr()[0])
+    def names(self) -> list[str]:
+        """The heads that are still trained."""
+        return list(self.parameters)
 
-    def loss(self, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Mean cross entropy of logits [B, C] against labels int64 [B], smoothed as the recipe says.
+    def rate(self, name: str) -> float:
+        """The rate of a head's coming step, low-rank weights aside."""
+        recipe = self.recipes[name]
+        return recipe.lr * rate_factor(self.steps_done, self.steps, recipe.warmup_steps)
+
+    def loss(self, name: str, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Mean cross entropy of logits [B, C] against labels int64 [B], smoothed as the head's recipe says.
 
         Args:
             rows: int64, the images of the batch that count, each once; None: all. Of none the loss is 0.
@@ -113,36 +115,44 @@ class HeadOptimizer:
             precise, labels = precise[rows], labels[rows]
             if not len(rows):
                 return precise.sum()  # 0, with gradients of 0
-        return F.cross_entropy(precise, labels, label_smoothing=self.recipe.fit.label_smoothing)
+        return F.cross_entropy(precise, labels, label_smoothing=self.recipes[name].fit.label_smoothing)
 
     def clip(self) -> Tensor:
-        """Scale the gradient down to the recipe's norm; returns its norm before, [] on the device."""
-        return nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        """Scale the gradient of each head down to its recipe's norm; returns their norms before, [T] on the device."""
+        return torch.stack(
+            [nn.utils.clip_grad_norm_(learned, self.recipes[name].clip) for name, learned in self.parameters.items()]
+        )
 
-    def step(self) -> None:
-        """One step with the gradients as they are, which are gone afterwards."""
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+    def step(self, names: Collection[str]) -> None:
+        """One step of these heads with the gradients as they are; the others keep what they have learned.
+
+        The schedule goes on for all, and no gradient is left.
+        """
+        for name, learned in self.parameters.items():
+            if name not in names:
+                for parameter in learned:
+                    parameter.grad = None  # optimizers pass it by
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate_factor(self.steps_done, self.steps, group["warmup_steps"])
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad()
-        if self.average:
-            self.averaged_steps += 1
+        self.steps_done += 1
+        for name in self.averages.keys() & set(names):
+            self.averaged_steps[name] += 1
             # Of the first steps more than the decay says, or the average would long be that of the initial values.
-            decay = min(self.recipe.fit.ema, self.averaged_steps / (self.averaged_steps + 9))
-            for mean, parameter in zip(self.average, self.parameters, strict=True):
+            decay = min(self.recipes[name].fit.ema, self.averaged_steps[name] / (self.averaged_steps[name] + 9))
+            for mean, parameter in zip(self.averages[name], self.parameters[name], strict=True):
                 mean.lerp_(parameter.detach(), 1 - decay)
 
-    def skip(self) -> None:
-        """A step without gradients: the schedule goes on, what is learned stays."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a schedule that steps before its optimizer
-            for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-                schedule.step()
-                optimizer.zero_grad()
+    def drop(self, name: str) -> None:
+        """Train a head no more."""
+        del self.parameters[name]
+        self.averages.pop(name, None)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The parameters are their moving average here, if there is one."""
+        """The parameters of heads that have a moving average are that average here."""
         self._swap()
         try:
             yield
@@ -151,27 +161,29 @@ class HeadOptimizer:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        if self.average:
-            for mean, parameter in zip(self.average, self.parameters, strict=True):
+        for name, average in self.averages.items():
+            for mean, parameter in zip(average, self.parameters[name], strict=True):
                 kept = parameter.clone()
                 parameter.copy_(mean)
                 mean.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """Momentum, where in the schedule it is, and the moving average."""
+        """Momentum, where in the schedule it is, the moving averages, and which heads are still trained."""
         return {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
-            "average": self.average,
+            "steps_done": self.steps_done,
+            "trained": self.names,
+            "averages": self.averages,
             "averaged_steps": self.averaged_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The reverse of `state_dict`, for the same parameters and recipe."""
+        """Go on from a `state_dict` of the same heads and recipes."""
+        for name in set(self.names) - set(state["trained"]):
+            self.drop(name)
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        for schedule, kept in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(kept)
-        for mean, kept in zip(self.average, state["average"], strict=True):
-            mean.copy_(kept)
-        self.averaged_steps = state["averaged_steps"]
+        for name, average in self.averages.items():
+            for mean, kept in zip(average, state["averages"][name], strict=True):
+                mean.copy_(kept)
+        self.steps_done, self.averaged_steps = state["steps_done"], dict(state["averaged_steps"])

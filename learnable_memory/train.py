@@ -29,7 +29,7 @@ from learnable_memory.evaluate import evaluate
 from learnable_memory.headlog import HeadLog
 from learnable_memory.loading import Loader
 from learnable_memory.meter import Meter
-from learnable_memory.optim import HeadOptimizer, Recipe, low_rank_of
+from learnable_memory.optim import HeadOptimizers, Recipe
 from learnable_memory.progress import progress_bar
 from learnable_memory.runlog import RunLog
 from learnable_memory.sharing import is_main, is_shared
@@ -59,7 +59,7 @@ class Run:
     """Everything that changes while heads are trained.
 
     Attributes:
-        optimizers: of the heads that are still trained: those that diverged are not among them.
+        optimizers: of the heads; those that diverged are not trained any more.
         epoch: the one under way, from 0.
         batch: batches of it so far.
         step: steps in all so far.
@@ -68,7 +68,7 @@ class Run:
 
     model: "MemoryCapableViT | TunedModel"
     steps: int
-    optimizers: dict[str, HeadOptimizer]
+    optimizers: HeadOptimizers
     best: dict[str, Best]
     epoch: int = 0
     batch: int = 0
@@ -77,34 +77,27 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree in with the run that resumes it."""
-        recipes = {name: asdict(self.optimizers[name].recipe) for name in self.optimizers}
-        shapes = {name: [list(p.shape) for p in self.model.heads[name].parameters()] for name in self.optimizers}
+        recipes = {name: asdict(recipe) for name, recipe in self.optimizers.recipes.items()}
+        shapes = {name: [list(p.shape) for p in self.model.heads[name].parameters()] for name in recipes}
         return {"fingerprint": self.model.fingerprint, "steps": self.steps, "recipes": recipes, "shapes": shapes}
 
     def state_dict(self) -> dict[str, Any]:
         """As plain values and tensors."""
         heads = {
-            name: {
-                "tensors": self.model.heads[name].state_dict(),
-                "optimizer": self.optimizers[name].state_dict() if name in self.optimizers else None,
-                "best": best.state_dict(),
-            }
+            name: {"tensors": self.model.heads[name].state_dict(), "best": best.state_dict()}
             for name, best in self.best.items()
         }
         place = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds}
-        return {**place, "heads": heads, "random": random_state()}
+        return {**place, "heads": heads, "optimizers": self.optimizers.state_dict(), "random": random_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
-        self.seconds = state.get("seconds", 0.0)  # an earlier version did not count them
+        self.seconds = state["seconds"]
         for name, head in state["heads"].items():
             self.model.heads[name].load_state_dict(head["tensors"])
             self.best[name] = Best.from_state_dict(head["best"])
-            if head["optimizer"] is None:
-                del self.optimizers[name]
-            else:
-                self.optimizers[name].load_state_dict(head["optimizer"])
+        self.optimizers.load_state_dict(state["optimizers"])
         set_random_state(state["random"])
 
 
@@ -143,11 +136,7 @@ def train(
     steps = _common_steps(heads, recipes, len(train_loader))
     model.train_only(heads)
     model.train()
-    learned = {name: model.heads[name] for name in heads}
-    optimizers = {
-        name: HeadOptimizer(head.parameters(), recipes[name], steps, low_rank_of(head))
-        for name, head in learned.items()
-    }
+    optimizers = HeadOptimizers({name: model.heads[name] for name in heads}, recipes, steps)
     run = Run(model, steps, optimizers, {name: Best() for name in heads})
     saver = _Saver(run, checkpoint, log, accelerator)
     saver.resume()
@@ -213,7 +202,7 @@ def train_epoch(
         if run.step % LOG_EVERY == 0 or run.step in (1, run.steps) or diverged:
             reading = meter.read(run.step)
             writer.write(rows, run.step, run.epoch + 1, reading)
-            lowest = min((row["train/loss"] for name, row in rows.items() if name in run.optimizers), default=math.nan)
+            lowest = min((rows[name]["train/loss"] for name in run.optimizers.names if name in rows), default=math.nan)
             memory = reading["train/peak_memory_bytes"] / 2**30
             text = f"loss {lowest:.3f}, waited {reading['train/waited_share']:.0%}, peak {memory:.1f} GiB"
             bar.set_postfix_str(text, refresh=False)
@@ -223,8 +212,8 @@ def train_epoch(
 def end_epoch(run: Run) -> None:
     """Without a selection split what is learned at the end of the last epoch is kept."""
     if run.step >= run.steps:
-        for name, optimizer in run.optimizers.items():
-            with optimizer.averaged():
+        with run.optimizers.averaged():
+            for name in run.optimizers.names:
                 run.best[name].keep(run.epoch, run.model.heads[name])
     run.epoch, run.batch = run.epoch + 1, 0
 
@@ -235,10 +224,8 @@ def choose_epoch(
 ) -> None:  # fmt: skip
     """Score the epoch on the selection split, which is seen by nobody else, and draws no random number."""
     try:
-        with contextlib.ExitStack() as stack:
-            for optimizer in run.optimizers.values():
-                stack.enter_context(optimizer.averaged())
-            scores = evaluate(run.model, loader, list(run.optimizers), stop=stop, accelerator=accelerator)
+        with run.optimizers.averaged():
+            scores = evaluate(run.model, loader, run.optimizers.names, stop=stop, accelerator=accelerator)
             for name, score in scores.items():
                 run.best[name].consider(run.epoch, score, run.model.heads[name])
     except KeyboardInterrupt:
@@ -258,13 +245,13 @@ def choose_epoch(
 
 
 def drop_diverged(
-    optimizers: dict[str, HeadOptimizer], rows: Mapping[str, Mapping[str, float]], best: Mapping[str, Best], step: int
+    optimizers: HeadOptimizers, rows: Mapping[str, Mapping[str, float]], best: Mapping[str, Best], step: int
 ) -> bool:
     """Take heads whose loss or gradient is not finite out of training, and say whether there were any.
 
     Raises AllDiverged if none is left.
     """
-    before = len(optimizers)
+    before = len(optimizers.names)
     for name, row in rows.items():
         if not (math.isfinite(row["train/loss"]) and math.isfinite(row["train/gradient_norm"])):
             what = (
@@ -272,11 +259,11 @@ def drop_diverged(
                 f"at step {step} and rate {row['train/lr']:g}: lower --lr."
             )
             best[name].diverged_at = step
-            del optimizers[name]
-            if not optimizers:
+            optimizers.drop(name)
+            if not optimizers.names:
                 raise AllDiverged(what, dict(best))
             logger.warning("%s The other heads go on.", what)
-    return len(optimizers) < before
+    return len(optimizers.names) < before
 
 
 class _Saver:

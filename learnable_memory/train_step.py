@@ -1,14 +1,14 @@
 """One step of every head on one batch: losses, gradients, and what several processes exchange."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from learnable_memory.evaluate import is_shared
-from learnable_memory.optim import HeadOptimizer
+from learnable_memory.optim import HeadOptimizers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def train_step(
-    model: "MemoryCapableViT | TunedModel", optimizers: Mapping[str, HeadOptimizer], batch: tuple[Any, ...] | None,
+    model: "MemoryCapableViT | TunedModel", optimizers: HeadOptimizers, batch: tuple[Any, ...] | None,
     accelerator: "Accelerator | None" = None, stop: object = False,
 ) -> tuple[dict[str, dict[str, float]], bool]:  # fmt: skip
     """One step of every head on one batch.
@@ -37,37 +37,35 @@ def train_step(
     Raises ValueError if a head holds a fold out and the batch does not tell the folds.
     """
     device = next(model.parameters()).device
-    losses, images = torch.zeros(len(optimizers), device=device), [0] * len(optimizers)
+    names = optimizers.names
+    losses, images = torch.zeros(len(names), device=device), [0] * len(names)
     if batch is not None:
         inputs, labels = batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
-        outputs = model(inputs, heads=list(optimizers), with_base=False)
+        outputs = model(inputs, heads=names, with_base=False)
         rows = learned_rows(optimizers, batch[2] if len(batch) > 2 else None)
         images = [len(labels) if kept is None else len(kept) for kept in rows.values()]
         on_device = {name: None if kept is None else kept.to(device, non_blocking=True) for name, kept in rows.items()}
-        losses = torch.stack(
-            [optimizer.loss(outputs[name].logits, labels, on_device[name]) for name, optimizer in optimizers.items()]
-        )
+        losses = torch.stack([optimizers.loss(name, outputs[name].logits, labels, on_device[name]) for name in names])
         losses.sum().backward()  # each head gets the gradient of its own loss: no other depends on its parameters
     losses, stop = losses.detach(), bool(stop)
     if is_shared(accelerator):
         losses, images, stop = average_over_processes(accelerator, optimizers, losses, images, stop)
-    norms = torch.stack([optimizer.clip() for optimizer in optimizers.values()])
+    norms = optimizers.clip()
     # The device is waited for once in a step, not once for each head.
     numbers = torch.stack([losses.to(norms.dtype), norms], dim=1).tolist()
-    metrics = {}
-    for (name, optimizer), (loss, norm), learned_from in zip(optimizers.items(), numbers, images, strict=True):
-        if not learned_from:
-            optimizer.skip()
-            continue
-        metrics[name] = {"train/loss": loss, "train/lr": optimizer.rate, "train/gradient_norm": norm}
-        if math.isfinite(loss) and math.isfinite(norm):
-            optimizer.step()
+    metrics = {
+        name: {"train/loss": loss, "train/lr": optimizers.rate(name), "train/gradient_norm": norm}
+        for name, (loss, norm), learned_from in zip(names, numbers, images, strict=True)
+        if learned_from
+    }
+    finite = [name for name, row in metrics.items() if all(map(math.isfinite, row.values()))]
+    optimizers.step(finite)
     return metrics, stop
 
 
-def learned_rows(optimizers: Mapping[str, HeadOptimizer], folds: Tensor | None) -> dict[str, Tensor | None]:
+def learned_rows(optimizers: HeadOptimizers, folds: Tensor | None) -> dict[str, Tensor | None]:
     """Of a batch with these folds [B] the rows that each head learns from, int64 on the CPU; None: all."""
-    held_out = {name: optimizer.recipe.held_out for name, optimizer in optimizers.items()}
+    held_out = {name: optimizers.recipes[name].held_out for name in optimizers.names}
     kept: dict[int | None, Tensor | None] = {None: None}
     for fold in {fold for fold in held_out.values() if fold is not None}:
         if folds is None:
@@ -77,7 +75,7 @@ def learned_rows(optimizers: Mapping[str, HeadOptimizer], folds: Tensor | None) 
 
 
 def average_over_processes(
-    accelerator: "Accelerator", optimizers: Mapping[str, HeadOptimizer], losses: Tensor, images: Sequence[int],
+    accelerator: "Accelerator", optimizers: HeadOptimizers, losses: Tensor, images: Sequence[int],
     stop: bool,
 ) -> tuple[Tensor, list[int], bool]:  # fmt: skip
     """Make mean losses [T] and gradients over this process's images those over the whole batch, in one exchange.
@@ -89,7 +87,7 @@ def average_over_processes(
 
     Returns the losses, these numbers over all processes, and whether any of them has to stop.
     """
-    parameters = [(p, place) for place, optimizer in enumerate(optimizers.values()) for p in optimizer.parameters]
+    parameters = [(p, place) for place, learned in enumerate(optimizers.parameters.values()) for p in learned]
     gradients = [(p.new_zeros(p.shape) if p.grad is None else p.grad, place) for p, place in parameters]
     dtype = gradients[0][0].dtype
     mine = [gradient.flatten() * images[place] for gradient, place in gradients]

@@ -11,7 +11,7 @@ from learnable_memory.config import TrainOptions
 from learnable_memory.fit_spec import OPTIMIZERS, PAPERS_FIT, FitSpec
 from learnable_memory.grid import cells, table
 from learnable_memory.heads import HeadSpec
-from learnable_memory.optim import HeadOptimizer, Recipe, low_rank_of, rate_factor
+from learnable_memory.optim import HeadOptimizers, Recipe, low_rank_of, rate_factor
 from learnable_memory.train import train
 from learnable_memory.train_step import train_step
 from test_grid import outcome
@@ -26,15 +26,27 @@ def parameter(values=(0.5, -1.0, 2.0)) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
+class Learned(torch.nn.Module):
+    """One parameter, which is all that a head learns; as low-rank weights, or as anything else."""
+
+    def __init__(self, parameter: torch.nn.Parameter, low_rank: bool = False) -> None:
+        super().__init__()
+        learned = torch.nn.ParameterList([parameter])
+        if low_rank:
+            self.low_rank = learned
+        else:
+            self.memory = learned
+
+
 def stepped(fit: FitSpec, low_rank: bool = False, **recipe) -> list[torch.Tensor]:
     """The values after each step with the gradients above; clipping does not bind."""
     learned = parameter()
     recipe = Recipe(**{"lr": 0.1, "clip": 1e9, "warmup_steps": 0, "fit": fit} | recipe)
-    optimizer = HeadOptimizer([learned], recipe, STEPS, [learned] if low_rank else ())
+    optimizers = HeadOptimizers({"A": Learned(learned, low_rank)}, {"A": recipe}, STEPS)
     values = []
     for gradient in GRADIENTS:
         learned.grad = gradient.clone()
-        optimizer.step()
+        optimizers.step("A")
         values.append(learned.detach().clone())
     return values
 
@@ -88,28 +100,77 @@ def test_of_a_head_low_rank_weights_are_the_factors_and_nothing_else():
 def test_label_smoothing_is_szegedys():
     """The target is 1 - e + e / C for the label and e / C for the others (arXiv 1512.00567, section 7)."""
     logits, labels = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double(), torch.tensor([0, 2, 1, 1])
-    optimizer = HeadOptimizer([parameter()], Recipe(fit=FitSpec(label_smoothing=0.3)), 1)
+    recipe = Recipe(fit=FitSpec(label_smoothing=0.3))
+    optimizers = HeadOptimizers({"A": Learned(parameter())}, {"A": recipe}, 1)
     target = F.one_hot(labels, 3).double() * 0.7 + 0.1
     expected = -(target * logits.log_softmax(1)).sum(1)
-    assert optimizer.loss(logits, labels).item() == pytest.approx(expected.mean().item(), abs=1e-12)
+    assert optimizers.loss("A", logits, labels).item() == pytest.approx(expected.mean().item(), abs=1e-12)
     rows = torch.tensor([1, 3])
-    assert optimizer.loss(logits, labels, rows).item() == pytest.approx(expected[rows].mean().item(), abs=1e-12)
+    assert optimizers.loss("A", logits, labels, rows).item() == pytest.approx(expected[rows].mean().item(), abs=1e-12)
 
 
 def test_the_average_follows_its_recursion():
     learned = parameter()
-    optimizer = HeadOptimizer([learned], Recipe(clip=1e9, fit=FitSpec(ema=0.6)), STEPS)
+    optimizers = HeadOptimizers({"A": Learned(learned)}, {"A": Recipe(clip=1e9, fit=FitSpec(ema=0.6))}, STEPS)
     mean = learned.detach().clone()
     for t, gradient in enumerate(GRADIENTS, start=1):
         learned.grad = gradient.clone()
-        optimizer.step()
+        optimizers.step("A")
         decay = min(0.6, t / (t + 9))
         mean = decay * mean + (1 - decay) * learned.detach()
         before = learned.detach().clone()
-        with optimizer.averaged():
+        with optimizers.averaged():
             assert torch.allclose(learned, mean, rtol=0, atol=1e-12)
         assert torch.equal(learned, before)
         assert not torch.allclose(learned, mean, rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ several heads at once
+FITS = {
+    "sgd": PAPERS_FIT, "adamw": FitSpec("adamw", weight_decay=0.1), "average": FitSpec(ema=0.9, weight_decay=0.2),
+    "mixed": FitSpec("mixed", rank_lr=0.5), "too": PAPERS_FIT,
+}  # fmt: skip
+LEFT_OUT = {0: {"too", "adamw"}, 3: {"mixed"}, 5: {"average", "sgd"}, 6: set(FITS)}  # in these steps
+
+
+def steps_of(names, drop=(), resume_at=None):
+    """What these heads have learned after the steps above, all in the same optimizers."""
+    learned = {name: parameter() for name in names}
+    recipes = {name: Recipe(lr=0.1 + number / 10, warmup_steps=2, fit=FITS[name]) for number, name in enumerate(FITS)}
+
+    def optimizers_of(parameters):
+        heads = {name: Learned(value, name == "mixed") for name, value in parameters.items()}
+        return HeadOptimizers(heads, recipes, STEPS)
+
+    optimizers = optimizers_of(learned)
+    for step, gradient in enumerate(GRADIENTS):
+        if step == resume_at:
+            state = copy.deepcopy(optimizers.state_dict())
+            learned = {name: torch.nn.Parameter(value.detach().clone()) for name, value in learned.items()}
+            optimizers = optimizers_of(learned)
+            optimizers.load_state_dict(state)
+        for name in optimizers.names:
+            learned[name].grad = gradient * (1 + len(name))
+        optimizers.clip()
+        optimizers.step([name for name in optimizers.names if name not in LEFT_OUT.get(step, ())])
+        for name in {*drop} & {*optimizers.names}:
+            if step == 2:
+                optimizers.drop(name)
+    with optimizers.averaged():
+        return {name: value.detach().clone() for name, value in learned.items()}
+
+
+def test_each_ends_as_it_does_alone_whatever_becomes_of_the_others():
+    """Bit for bit; heads that leave out a step, the first too, keep what they have, and the schedule goes on."""
+    together, alone = steps_of(FITS, drop=["too"]), {name: steps_of([name])[name] for name in FITS}
+    assert all(torch.equal(together[name], alone[name]) for name in FITS if name != "too")
+    assert not torch.equal(together["too"], alone["too"])
+
+
+@pytest.mark.parametrize("resume_at", [1, 4, 7])
+def test_a_state_that_is_read_back_goes_on_bit_for_bit(resume_at):
+    found, whole = steps_of(FITS, ["too"], resume_at), steps_of(FITS, ["too"])
+    assert all(torch.equal(found[name], whole[name]) for name in FITS)
 
 
 # --------------------------------------------------------------------------------------------------------- in training
@@ -129,7 +190,7 @@ def test_what_is_kept_with_an_average_is_the_average():
     plain = toy()
     for max_steps in range(1, 13):  # the schedule is that of all 12 steps
         plain = toy()
-        optimizer = HeadOptimizer(plain.heads["A"].parameters(), replace(recipe, fit=PAPERS_FIT), 12)
+        optimizers = HeadOptimizers({"A": plain.heads["A"]}, {"A": replace(recipe, fit=PAPERS_FIT)}, 12)
         loader = train_loader()
         plain.train_only(["A"])
         plain.train()
@@ -138,7 +199,7 @@ def test_what_is_kept_with_an_average_is_the_average():
             loader.batch_sampler.set_epoch(epoch)
             for batch in loader:
                 if done < max_steps:
-                    train_step(plain, {"A": optimizer}, batch)
+                    train_step(plain, optimizers, batch)
                     done += 1
         steps.append(copy.deepcopy(plain.heads["A"].state_dict()))
     mean = initial

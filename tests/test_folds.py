@@ -15,7 +15,7 @@ from learnable_memory.folds import FoldLoader, fold_of
 from learnable_memory.grid import Cell
 from learnable_memory.loading import EpochBatches, make_loader
 from learnable_memory.method_spec import MethodSpec
-from learnable_memory.optim import HeadOptimizer, Recipe
+from learnable_memory.optim import HeadOptimizers, Recipe
 from learnable_memory.train import train
 from learnable_memory.train_step import average_over_processes, train_step
 from test_processes import Other
@@ -129,13 +129,15 @@ def test_an_interrupted_run_ends_at_the_same_bits(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------- one step
+def two_optimizers(model, held_out=(None, 0)):
+    recipes = {name: Recipe(lr=0.1, held_out=fold) for name, fold in zip("ab", held_out, strict=True)}
+    return HeadOptimizers({name: model.heads[name] for name in "ab"}, recipes, steps=10)
+
+
 def one_step(folds, held_out=(None, 0), accelerator=None):
     model = model_of(["a", "b"])
     model.train_only(["a", "b"])
-    optimizers = {
-        name: HeadOptimizer(model.heads[name].parameters(), Recipe(lr=0.1, held_out=fold), steps=10)
-        for name, fold in zip("ab", held_out, strict=True)
-    }
+    optimizers = two_optimizers(model, held_out)
     pixel_values, labels = next(iter(loader_of(batches())))
     batch = (pixel_values.double(), labels) if folds is None else (pixel_values.double(), labels, torch.tensor(folds))
     rows, _ = train_step(model, optimizers, batch, accelerator)
@@ -148,8 +150,8 @@ def test_a_batch_that_is_held_out_whole_moves_the_schedule_alone():
     assert difference(model.heads["b"], before.heads["b"]) == 0
     assert difference(model.heads["a"], before.heads["a"]) > 0
     assert rows.keys() == {"a"}
-    assert optimizers["b"].rate == optimizers["a"].rate == pytest.approx(0.1 * 2 / 5)  # of the second of 5 to warm up
-    assert all(parameter.grad is None for parameter in optimizers["b"].parameters)
+    assert optimizers.rate("b") == optimizers.rate("a") == pytest.approx(0.1 * 2 / 5)  # of the second of 5 to warm up
+    assert all(parameter.grad is None for parameter in optimizers.parameters["b"])
 
 
 def test_the_loss_is_the_mean_over_the_images_that_are_learned_from():
@@ -175,10 +177,7 @@ def test_processes_weigh_what_each_head_has_learned_from():
     for part in (slice(2, 4), slice(0, 2)):
         model = model_of(["a", "b"])
         model.train_only(["a", "b"])
-        optimizers = {
-            name: HeadOptimizer(model.heads[name].parameters(), Recipe(lr=0.1, held_out=held_out), steps=10)
-            for name, held_out in (("a", None), ("b", 0))
-        }
+        optimizers = two_optimizers(model)
         other = Other(sent) if sent is not None else Other()
         batch = pixel_values[part].double(), labels[part], torch.tensor(fold[part])
         found, _ = train_step(model, optimizers, batch, other)
@@ -189,8 +188,8 @@ def test_processes_weigh_what_each_head_has_learned_from():
 
 def test_a_head_that_no_process_learns_from_is_not_divided_by_zero():
     model = model_of(["a"])
-    optimizer = HeadOptimizer(model.heads["a"].parameters(), Recipe(), steps=2)
-    losses, images, _ = average_over_processes(Other(), {"a": optimizer}, torch.zeros(1).double(), [0], False)
+    optimizers = HeadOptimizers({"a": model.heads["a"]}, {"a": Recipe()}, steps=2)
+    losses, images, _ = average_over_processes(Other(), optimizers, torch.zeros(1).double(), [0], False)
     assert losses.tolist() == [0.0] and images == [0]
 
 

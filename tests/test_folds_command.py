@@ -11,7 +11,7 @@ import vit_train
 from learnable_memory import heads, out_of_fold
 from learnable_memory import train as training
 from learnable_memory.grid import Outcome
-from learnable_memory.optim import HeadOptimizer
+from learnable_memory.optim import HeadOptimizers
 from test_commands import base, colours, train, validate  # noqa: F401 - fixtures
 from test_resume import Killed, at_call, fails, flags_of, kill
 
@@ -119,14 +119,14 @@ def test_a_later_run_without_folds_leaves_no_predictions_of_another_head(base, c
 @pytest.fixture
 def diverging_fold(monkeypatch):
     """Heads whose name ends in -f1, and are of the rate 0.3, get a loss that is not finite in their second step."""
-    plain = HeadOptimizer.loss
+    plain = HeadOptimizers.loss
 
-    def loss(self, logits, labels, rows=None):
-        found = plain(self, logits, labels, rows)
-        broken = self.recipe.held_out == 1 and self.recipe.lr == 0.3 and self.rate != self.recipe.lr / 5
+    def loss(self, name, logits, labels, rows=None):
+        found, recipe = plain(self, name, logits, labels, rows), self.recipes[name]
+        broken = recipe.held_out == 1 and recipe.lr == 0.3 and self.rate(name) != recipe.lr / 5
         return found * float("nan") if broken else found
 
-    monkeypatch.setattr(HeadOptimizer, "loss", loss)
+    monkeypatch.setattr(HeadOptimizers, "loss", loss)
 
 
 def test_a_cell_with_a_diverged_fold_has_diverged(base, colours, tmp_path, diverging_fold, caplog):  # noqa: F811

@@ -30,7 +30,7 @@ from learnable_memory.grid import Cell
 from learnable_memory.images import ArrayImages, ImageFiles, ImageSet
 from learnable_memory.loading import EpochBatches, make_loader
 from learnable_memory.method_spec import MethodSpec
-from learnable_memory.optim import HeadOptimizer, Recipe
+from learnable_memory.optim import HeadOptimizers, Recipe
 from learnable_memory.predict import predict
 from learnable_memory.runlog import read_metrics
 from learnable_memory.train_step import average_over_processes, train_step
@@ -66,7 +66,7 @@ def two_heads():
     for name, cells in (("A", 2), ("B", 0)):
         add_random_head(model, name, 3, cells)
     model.train_only(["A", "B"])
-    return model, {name: HeadOptimizer(model.heads[name].parameters(), Recipe(), 10) for name in "AB"}
+    return model, HeadOptimizers({name: model.heads[name] for name in "AB"}, dict.fromkeys("AB", Recipe()), 10)
 
 
 def backward(model, pixel_values, labels):

@@ -1,4 +1,4 @@
-"""Training heads: the schedule, one optimizer for each head, and what a pass over the data must and must not change."""
+"""Training heads: the schedule, the optimizers, and what a pass over the data must and must not change."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from learnable_memory import train as training
 from learnable_memory.evaluate import Score, evaluate
 from learnable_memory.images import ArrayImages, ImageSet
 from learnable_memory.loading import make_loader
-from learnable_memory.optim import HeadOptimizer, Recipe, rate_factor
+from learnable_memory.optim import HeadOptimizers, Recipe, rate_factor
 from learnable_memory.runlog import RunLog, read_metrics
 from learnable_memory.train import Best, train
 from learnable_memory.transforms import Preprocessing
@@ -111,17 +111,17 @@ def test_steps_are_those_of_all_epochs_or_the_limit():
 def test_sgd_with_momentum_as_written_by_hand():
     recipe, steps = Recipe(lr=0.5, momentum=0.9, clip=100.0, warmup_steps=2), 6
     parameter = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimizer = HeadOptimizer([parameter], recipe, steps)
+    optimizers = HeadOptimizers({"A": nn.ParameterList([parameter])}, {"A": recipe}, steps)
     expected, velocity = parameter.detach().clone(), torch.zeros(2, dtype=torch.float64)
     for step in range(steps):
         gradient = torch.tensor([step + 1.0, 0.3], dtype=torch.float64)
         rate = 0.5 * [0.5, 1.0, 1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2][step]
-        assert optimizer.rate == pytest.approx(rate)
+        assert optimizers.rate("A") == pytest.approx(rate)
         velocity = 0.9 * velocity + gradient
         expected = expected - rate * velocity
         parameter.grad = gradient.clone()
-        assert optimizer.clip().item() == pytest.approx(gradient.norm().item())
-        optimizer.step()
+        assert optimizers.clip().item() == pytest.approx(gradient.norm().item())
+        optimizers.step("A")
         assert parameter.grad is None
     assert torch.allclose(parameter, expected, rtol=0, atol=1e-12)
 
@@ -135,9 +135,10 @@ def test_a_huge_gradient_is_scaled_to_the_norm_and_a_small_one_is_left():
         parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient * scale
-        optimizer = HeadOptimizer(parameters, Recipe(clip=1.5, warmup_steps=0, lr=1.0), 10)
-        assert optimizer.clip().item() == pytest.approx(norm * scale)
-        optimizer.step()
+        recipe = Recipe(clip=1.5, warmup_steps=0, lr=1.0)
+        optimizers = HeadOptimizers({"A": nn.ParameterList(parameters)}, {"A": recipe}, 10)
+        assert optimizers.clip().item() == pytest.approx(norm * scale)
+        optimizers.step("A")
         return torch.cat([parameter.detach().flatten() for parameter in parameters])
 
     raw = torch.cat([gradient.flatten() for gradient in gradients])
