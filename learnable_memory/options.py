@@ -218,13 +218,13 @@ class OneLineParser(argparse.ArgumentParser):
 
     def _nearest(self, message: str) -> str:
         """For the first option that there is not, and for a word that is none of its choices."""
-        legal = [flag for action in self._actions for flag in action.option_strings]
+        legal = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
         flags = [word.partition("=")[0] for word in self._given if word.startswith("--")]
         wrong = next((flag for flag in flags if flag not in legal), None)
         if wrong is not None and message.startswith("unrecognized arguments:"):
-            return did_you_mean(wrong, legal)
+            return did_you_mean(wrong, legal, "--")
         if wrong is not None and message.startswith("the following arguments are required:"):
-            hint = did_you_mean(wrong, legal)
+            hint = did_you_mean(wrong, legal, "--")
             return hint and f"; got {wrong}{hint}"
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         return did_you_mean(choice[1], [word.strip(" '") for word in choice[2].split(",")]) if choice else ""

@@ -1,5 +1,6 @@
 """Progress: tqdm's bars where somebody looks, and a line every so often where stderr goes to a file."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -55,6 +56,18 @@ class Lines(tqdm):
         self.due = now + max(FIRST, SHARE * (now - self.began))
         self.fp.write(f"{self}\n")
         self.fp.flush()
+
+
+def hide_bars_of_libraries() -> None:
+    """Where nobody looks: those of the HuggingFace libraries are all carriage returns."""
+    if sys.stderr.isatty():
+        return
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when it is imported, which takes seconds
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
 
 
 def progress_bar(iterable: Iterable | None = None, **settings: Any) -> tqdm:

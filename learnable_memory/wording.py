@@ -38,7 +38,11 @@ def unknown_data_set(name: str, legal: Iterable[str], kind: str = "") -> ValueEr
     return ValueError(f"unknown data set {kind + name!r}{suggestion} legal: {', '.join(lower_case.values())}")
 
 
-def did_you_mean(name: str, legal: Iterable[str]) -> str:
-    """Behind a name that is not legal: the one that may have been meant, in brackets, or nothing."""
-    close = difflib.get_close_matches(name, list(legal), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def did_you_mean(name: str, legal: Iterable[str], prefix: str = "") -> str:
+    """Behind a name that is not legal: the one that may have been meant, in brackets, or nothing.
+
+    Args:
+        prefix: what all of them begin with, which makes none of them like another.
+    """
+    close = difflib.get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in legal], n=1)
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""

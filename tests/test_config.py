@@ -501,13 +501,21 @@ def test_json_gives_the_options_back(options):
         ([], "the following arguments are required: -d/--dataset"),
         (["-d", "Digits", "-e", "many"], "argument -e/--epochs: invalid int value: 'many'"),
         (["-d", "Digits", "--method", "head", "all"], "argument --method/--regimes: invalid choice: 'all'"),
-        (["-d", "Digits", "--methods", "head"], "unrecognized arguments: --methods head"),
+        (["-d", "Digits", "--methods", "head"], "unrecognized arguments: --methods head (did you mean --method?)"),
         (["-d", "Digits", "--seeds"], "argument --seeds: expected at least one argument"),
         (["-d", "Digits", "--lr", "0.1", "1e-1"], "--lr is 0.1 0.1: name each value once."),
         (["-d", "Digits", "--method", "head", "-m", "5"], "leave one of the two out"),
-        (["-d", "Digits", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["-d", "Digits", "--epoch", "3"], "unrecognized arguments: --epoch 3 (did you mean --epochs?)"),
+        (
+            ["-d", "Digits", "--optimiser=adamw"],
+            "unrecognized arguments: --optimiser=adamw (did you mean --optimizer?)",
+        ),
+        (["-d", "Digits", "--xyzzy"], "unrecognized arguments: --xyzzy (--help"),
+        (["--datset", "Digits"], "are required: -d/--dataset; got --datset (did you mean --dataset?)"),
+        (["-d", "Digits", "--optimizer", "adam"], "(did you mean adamw?)"),
         (["-d", "Digits", "-m", "-1"], "--number_of_memory_tokens is -1, but it has to be 0 or more."),
         (["-d", "folder:"], "give --name."),
+        (["-d", "Digits", "--init_from", "A", "--folds", "3"], "that --folds would hold out: give one of them."),
     ],
 )
 def test_wrong_use_ends_with_one_line_and_exit_code_2(capsys, argv, part):

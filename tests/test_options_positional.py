@@ -37,7 +37,7 @@ def test_several_values_without_a_flag(argv, options):
         ([], "the following arguments are required: NUMBER"),
         (["--names", "a", "3"], "the following arguments are required: NUMBER"),
         (["3", "-1"], "NUMBER is -1, but it has to be 0 or more."),
-        (["3", "--numbers", "4"], "unrecognized arguments: --numbers 4"),
+        (["3", "--numbers", "4"], "unrecognized arguments: --numbers 4 (did you mean --names?)"),
         (["3", "x"], "argument NUMBER: invalid int value: 'x'"),
     ],
     ids=str,

@@ -81,6 +81,15 @@ def test_other_messages_leave_the_lines_alone(clock, capsys):
     assert written.count("\n") == 2 and "\r" not in written
 
 
+def test_other_libraries_draw_no_bars_into_a_file(monkeypatch, tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS", raising=False)
+    datasets.enable_progress_bars()
+    module.hide_bars_of_libraries()
+    datasets.Dataset.from_dict({"a": [1]}).to_parquet(str(tmp_path / "a.parquet"))
+    assert capsys.readouterr().err == ""
+
+
 def test_all_bars_come_from_here():
     """A bar of tqdm's own would fill a log again."""
     for path in sorted(PACKAGE.rglob("*.py")):

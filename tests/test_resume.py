@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import vit_train
-from learnable_memory import heads
+from learnable_memory import heads, tuned_files
 from learnable_memory import train as training
 from learnable_memory.checkpoint import Checkpoint, Interrupted
 from learnable_memory.commands import run_command
@@ -23,7 +23,7 @@ from learnable_memory.evaluate import evaluate
 from learnable_memory.optim import Recipe
 from learnable_memory.runlog import RunLog, read_metrics
 from learnable_memory.train import train, train_step
-from test_commands import QUICK, base, colours, same_tensors  # noqa: F401 - fixtures
+from test_commands import QUICK, base, colours, same_tensors, save_base  # noqa: F401 - fixtures
 from test_train import select_loader, toy, train_loader
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -374,6 +374,93 @@ def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, c
     assert vit_train.main([*broken_off, "--resume"]) == 0
     assert capsys.readouterr().out == f"colours: finished already, in {head}\n"
     assert contents(tmp_path) == before
+
+
+def test_a_finished_run_says_how_to_learn_on(tmp_path, capsys, base, colours):  # noqa: F811
+    """A cosine that has come down to zero leaves nothing to resume: a new run begins with what was learned."""
+    flags = flags_of(base, colours, tmp_path)
+    assert vit_train.main(flags) == 0
+    head, before = tmp_path / "colours_model.safetensors", contents(tmp_path)
+    line = fails(capsys, [*flags, "--resume", "--epochs", "5"])
+    assert line == (
+        "prog: error: colours is finished: its rate has come down to zero, and no step is left to be made. To learn on "
+        f"with a new schedule, give --init_from {head} in place of --resume, and another --name or --overwrite."
+    )
+    assert "--lr" in fails(capsys, [*flags, "--resume", "--epochs", "5", "--lr", "0.1"])
+    assert contents(tmp_path) == before
+
+
+def test_a_run_begins_with_what_another_has_learned(tmp_path, base, colours, caplog):  # noqa: F811
+    flags = flags_of(base, colours, tmp_path)
+    assert vit_train.main(flags) == 0
+    caplog.set_level("INFO")
+    # Begun with itself: the file is read before anything takes its place.
+    for more in (("--name", "more", "--init_from", "colours"), ("--overwrite", "--init_from", "colours")):
+        assert vit_train.main([*flags, *more, "--epochs", "1"]) == 0
+    assert same_tensors(tmp_path / "more_model.safetensors", tmp_path / "colours_model.safetensors")
+    assert "begins with what colours has learned, as it was after its epoch" in caplog.text
+    assert "the schedule is a new one of 1 epochs" in caplog.text and "another split" not in caplog.text
+    metadata = heads.read_metadata(tmp_path / "more_model.safetensors")
+    assert metadata["training"]["init_from"] == "colours"
+    losses = [
+        next(row["train/loss"] for row in without_times(tmp_path / f"{name}_run" / "metrics.jsonl"))
+        for name in ("plain", "more")
+        if name == "more" or vit_train.main([*flags, "--name", "plain", "--epochs", "1"]) == 0
+    ]
+    assert losses[1] < losses[0]  # the first step, from what was learned, and from random values
+
+
+def test_what_was_learned_from_another_split_is_said(tmp_path, base, colours, caplog):  # noqa: F811
+    flags = flags_of(base, colours, tmp_path, "--max_steps", "1")
+    assert vit_train.main(flags) == 0
+    assert vit_train.main([*flags, "--name", "more", "--init_from", "colours", "--split_seed", "1"]) == 0
+    assert "colours was trained on another split of folder:" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("-m", "2"), "is something else than what is to be trained: they differ in memory. Give the options"),
+        (("--rank", "1"), "they differ in low_rank.mlp_in.down, "),
+        (("--no-memory_norm",), "they differ in memory_norm."),
+        (("--method", "bias"), "a head is no network, and a network no head."),
+        (("--init_from", "none"), "No head file for none in"),
+    ],
+)
+def test_what_a_run_cannot_begin_with(tmp_path, base, colours, capsys, more, said):  # noqa: F811
+    flags = flags_of(base, colours, tmp_path, "--max_steps", "1")
+    assert vit_train.main(flags) == 0
+    assert said in fails(capsys, [*flags, "--name", "more", "--init_from", "colours", *more])
+
+
+def test_a_run_begins_with_no_head_of_another_base(tmp_path, base, colours, capsys):  # noqa: F811
+    assert vit_train.main(flags_of(base, colours, tmp_path, "--max_steps", "1")) == 0
+    flags = flags_of(save_base(tmp_path / "other", seed=1), colours, tmp_path, "--name", "more")
+    assert "was trained on another base (" in fails(capsys, [*flags, "--init_from", "colours"])
+
+
+def test_a_network_begins_with_a_network(tmp_path, base, colours):  # noqa: F811
+    flags = flags_of(base, colours, tmp_path, "--method", "vpt-deep", "--max_steps", "2")
+    assert vit_train.main(flags) == 0
+    assert vit_train.main([*flags, "--name", "more", "--init_from", "colours", "--lr", "1e-9"]) == 0
+    found, expected = (tuned_files.load(tmp_path / f"{name}_model.safetensors") for name in ("more", "colours"))
+    assert all(torch.allclose(found.tensors[key], value, atol=1e-6) for key, value in expected.tensors.items())
+
+
+def test_a_run_that_replaces_a_head_and_is_broken_off_is_not_finished(
+    tmp_path, monkeypatch, base, colours, capsys  # noqa: F811
+):  # fmt: skip
+    flags = flags_of(base, colours, tmp_path)
+    assert vit_train.main(flags) == 0
+    changed = [*flags, "--lr", "0.1", "--checkpoint_steps", "1"]
+    for step in (1, 8):  # before there is a checkpoint, and after
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            at_call(patch, training, "train_step", [step], kill)
+            vit_train.main([*changed, "--overwrite"])
+        assert vit_train.main([*changed, "--resume"]) == 0
+        assert "finished already" not in capsys.readouterr().out
+    metadata = heads.read_metadata(tmp_path / "colours_model.safetensors")
+    assert metadata["training"]["lr"] == 0.1
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_off, monkeypatch):  # noqa: F811

@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,30 @@ def test_other_data_is_refused(
         "or run vit_train.py --folds again.\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_are_matched_by_their_names(photos: Path, written: Path, tmp_path: Path, caplog) -> None:
+    """The predictions know them in another order than folders are sorted."""
+    found = out_of_fold.load(written)
+    turned = replace(found, labels=["dog", "cat"], label=1 - found.label, predicted=1 - found.predicted)
+    turned = replace(turned, dataset=with_labels(photos, tmp_path, ["dog", "cat"]).record())
+    out_of_fold.save(turned, written)
+    assert run(written, "--most", "1", "--output", tmp_path / "out", "-r", tmp_path) == 0
+    assert "1,train/dog/e.png,dog,cat," in (tmp_path / "out" / "pets_suspects.csv").read_text(encoding="utf-8")
+    assert "they are matched by their names" in caplog.text
+
+
+def with_labels(photos: Path, directory: Path, labels: list[str]) -> DataSet:
+    return load_data_set(f"folder:{photos}", directory, labels=labels).for_folds(2)
+
+
+def test_other_classes_are_refused_by_name(
+    photos: Path, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for split in ("train", "val"):
+        (photos / split / "dog").rename(photos / split / "wolf")
+    said = refused(capsys, written, "--output", tmp_path / "out")
+    assert said.startswith("The cross-validation of pets has 2 classes") and "not in the data: dog; only" in said
 
 
 def test_data_that_is_not_there(photos: Path, written: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

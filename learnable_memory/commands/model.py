@@ -9,6 +9,7 @@ import transformers
 from learnable_memory.bases import convert, find_base, is_huggingface, preprocessing_of, read_config, refuse
 from learnable_memory.config import RunOptions
 from learnable_memory.methods import TunedModel
+from learnable_memory.progress import hide_bars_of_libraries
 from learnable_memory.transforms import Preprocessing
 from learnable_memory.wording import counted
 from vit import MemoryCapableViT
@@ -21,6 +22,7 @@ def start_logging() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("learnable_memory").setLevel(logging.INFO)
     transformers.utils.logging.disable_progress_bar()
+    hide_bars_of_libraries()
 
 
 def resolve_device(name: str) -> torch.device:
