@@ -3,6 +3,7 @@ quantization, adapters, replaced modules, flags of the config. And the fingerpri
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import transformers
 from torch import nn
 from transformers.models.vit.modeling_vit import ViTAttention
 
+from stock_families import IMAGES, stock
 from tiny import add_random_head, images, tiny_base, tiny_config, tiny_model
 from vit import HeadClassifier, MemoryCapableViT
 
@@ -221,3 +223,61 @@ def test_what_a_stock_class_saved_of_our_folder_loads_again(tmp_path, caplog):
     assert again.head_names == [] and again.fingerprint == model.fingerprint
     assert "records heads (A), but a program that does not know them has saved it without" in caplog.text
     assert torch.equal(again(images())["base"].logits, model(images())["base"].logits)
+
+
+# ----------------------------------------------------------------------------------- compilers, threads, flex attention
+@pytest.mark.parametrize("case", ["vit classifier", "dinov3", "siglip", "beit"])
+def test_a_whole_graph_can_be_compiled(case):
+    model = MemoryCapableViT.from_base(stock(case))
+    add_random_head(model, "A", 4, 2)
+    add_random_head(model, "B", 3, 1, extends=("A",), rank=2)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    targets = {"B": torch.tensor([0, 1])}
+    expected, found = (each(IMAGES, labels=targets) for each in (model, compiled))
+    for name, answer in expected.items():
+        assert torch.allclose(found[name].logits, answer.logits, atol=1e-5)
+    found["B"].loss.backward()
+    assert model.heads["B"].class_token.grad.abs().sum() > 0
+
+
+def test_threads_hear_their_own_images():
+    model = with_head(attn_implementation="sdpa").eval()
+    batches = [images(seed=seed) for seed in range(8)]
+    with torch.no_grad():
+        expected = [model(batch)["A"].logits for batch in batches]
+
+        def answer(batch):
+            with torch.no_grad():
+                return [model(batch)["A"].logits for _ in range(5)]
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(answer, batches))
+    assert all(torch.equal(logits, one) for logits, many in zip(expected, found, strict=True) for one in many)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["vit classifier", "siglip"])
+def test_flex_attention_answers_as_the_stock_class_under_it(case):
+    """Compiled by the machine's C++ compiler: half a minute."""
+    base = stock(case, attention="flex_attention")
+    with torch.no_grad():
+        expected = base(IMAGES, output_hidden_states=True)
+        model = MemoryCapableViT.from_base(base)
+        add_random_head(model, "A", 4, 2)
+        run = model.run_base(IMAGES, lambda *_: None, want_states=True)
+        answers = model(IMAGES)
+        model.set_attn_implementation("sdpa")
+        assert torch.allclose(answers["A"].logits, model(IMAGES)["A"].logits, atol=1e-4)
+    assert all(map(torch.equal, run.outputs.hidden_states, expected.hidden_states))
+
+
+DISK = {"vit.embeddings": "cpu", "vit.layers": "disk", "vit.layernorm": "cpu", "classifier": "cpu"}
+
+
+def test_weights_that_were_offloaded_are_named(tmp_path):
+    pytest.importorskip("accelerate")
+    tiny_base().save_pretrained(tmp_path / "base")
+    with pytest.raises(
+        ValueError, match=r"on the meta device, so nobody can say which base it is: load it with its weights"
+    ):
+        MemoryCapableViT.from_pretrained(tmp_path / "base", device_map=DISK, offload_folder=tmp_path / "offload")
