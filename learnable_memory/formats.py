@@ -8,15 +8,18 @@ import os
 # What Pillow reads itself.
 ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"}
 ENDINGS |= {".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-PLUGINS = {"pillow_heif": (".heic", ".heif", ".hif"), "pillow_jxl": (".jxl",)}
-INSTALL = "pip install 'learnable-memory-vit[formats]'"
+# Module of a plug-in -> what to install for it (the extra `formats` does), and what it reads.
+PLUGINS = {
+    "pillow_heif": ("pillow-heif", {".heic", ".heif", ".hif"}),
+    "pillow_jxl": ("pillow-jxl-plugin", {".jxl"}),
+}
 
 
 @functools.cache
 def image_endings() -> frozenset[str]:
     """In lower case, with the dot. The plug-ins that are installed are made known to Pillow."""
     found = set(ENDINGS)
-    for module, endings in PLUGINS.items():
+    for module, (_, endings) in PLUGINS.items():
         if importlib.util.find_spec(module) is None:
             continue
         plugin = importlib.import_module(module)  # one of them is known by being imported
@@ -38,5 +41,5 @@ def listed_endings() -> str:
 
 def advice(endings: set[str]) -> str:
     """How to read those of these endings that a plug-in reads: "; .heic: pip install .."; empty if there are none."""
-    missing = sorted(endings & {ending for known in PLUGINS.values() for ending in known} - image_endings())
-    return f"; {', '.join(missing)}: {INSTALL}" if missing else ""
+    missing = {package: sorted(endings & known - image_endings()) for package, known in PLUGINS.values()}
+    return "".join(f"; {', '.join(found)}: pip install {package}" for package, found in missing.items() if found)

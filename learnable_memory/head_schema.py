@@ -54,10 +54,11 @@ SCORE: Schema = {
 }  # fmt: skip
 PREPROCESSING: Schema = {
     "height": Key(WHOLE), "width": Key(WHOLE), "resize": Key(Each(list, WHOLE)), "resample": Key(TEXT),
-    "rescale": Key(NUMBER), "mean": Key(Each(list, NUMBER)), "std": Key(Each(list, NUMBER)),
+    "rescale": Key(NUMBER), "mean": Key(Each(list, NUMBER)), "std": Key(Each(list, NUMBER)), "rounded": Key(TRUTH),
+    "scaled_decoding": Key(WHOLE),
 }  # fmt: skip
 ROLES = ("train", "select", "eval")
-SPLIT: Schema = {"images": Key(WHOLE), "hash": Key(TEXT)}
+SPLIT: Schema = {"images": Key(WHOLE), "hash": Key(TEXT), "bytes": Key(WHOLE), "contents": Key(TEXT)}
 DATASET: Schema = {
     "name": Key(TEXT, True), "source": Key(TEXT), "split": Key(TEXT), "split_seed": Key(WHOLE, True),
     "select_seed": Key(WHOLE), "image_column": Key(TEXT, null=True), "label_column": Key(TEXT, null=True),
@@ -94,6 +95,7 @@ HEAD: Schema = {
     "extends": Key(Each(list, {"name": Key(TEXT, True), "hash": Key(TEXT, True)}), True),
     "low_rank": Key(Each(dict, WHOLE, PROJECTIONS), True, since=2),
     "intermediate_size": Key(WHOLE, True, null=True, since=2),
+    "readout_width": Key(WHOLE),
     **KNOWN,
 }
 

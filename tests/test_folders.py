@@ -333,7 +333,7 @@ def test_files_passed_over_are_counted(tmp_path: Path, caplog: pytest.LogCapture
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "WARNING",
-            "cat: 30 files not looked at (.heic 30; .heic: pip install 'learnable-memory-vit[formats]')",
+            "cat: 30 files not looked at (.heic 30; .heic: pip install pillow-heif)",
         ),
         ("INFO", "dog: 2 files not looked at (.txt 1, no ending 1)"),
         ("INFO", "skipped what is the system's: hidden 2, desktop.ini 1, Thumbs.db 1"),
@@ -358,7 +358,7 @@ def test_a_class_of_files_that_a_plug_in_reads_says_which(tmp_path: Path) -> Non
     write_tree(tmp_path, "dog")
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "1.jxl").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"cat has no images \(looked for .*; .jxl: pip install 'learnable-memory-vit"):
+    with pytest.raises(ValueError, match=r"cat has no images \(looked for .*; .jxl: pip install pillow-jxl-plugin\)"):
         read_folder(Request(tmp_path, str(tmp_path)))
 
 

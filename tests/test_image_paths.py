@@ -75,12 +75,12 @@ def test_what_is_passed_over_is_counted_and_named(photos, caplog):
         assert paths("deep") == ["deep/d.jpg", "deep/er/c.png"]
         assert paths("deep/**/*") == ["deep/d.jpg", "deep/er/c.png"]
         assert paths("deep/@eaDir/**/*.jpg") == ["deep/@eaDir/a.jpg/thumb.jpg"]  # what is asked for by name
-    counts = "2 files not looked at (.heic 1, .txt 1; .heic: pip install 'learnable-memory-vit[formats]')"
+    counts = "2 files not looked at (.heic 1, .txt 1; .heic: pip install pillow-heif)"
     assert caplog.messages == [
         f"deep: {counts}",
         "skipped what is the system's: @eaDir 1, hidden 1",
         f"deep/**/*: {counts}",
         "skipped what is the system's: @eaDir 1",
     ]
-    with pytest.raises(ValueError, match=r"^deep/b.heic is no image file: .*; .heic: pip install 'learnable-memory-vi"):
+    with pytest.raises(ValueError, match=r"^deep/b.heic is no image file: .*; .heic: pip install pillow-heif$"):
         paths("deep/b.heic")
