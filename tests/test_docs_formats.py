@@ -184,7 +184,7 @@ def test_a_cache_folder(run):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         assert set(manifest) == set(keys)
         heads, width = manifest["heads"], manifest["width"]
-        record = manifest["layers"] * 2 * heads * manifest["tokens"] * (width // heads) + width
+        record = manifest["layers"] * 2 * heads * manifest["tokens"] * (width // heads) + manifest["readout"]
         assert (path.parent / "v0000_000000.bin").stat().st_size == 4 * manifest["count"] * record
 
 

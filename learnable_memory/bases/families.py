@@ -28,7 +28,8 @@ class Family:
     Attributes:
         bare: the name of the class of the encoder alone.
         needs: the features that an encoder of this family has to have; see `Encoder.features`.
-        names, shapes: how it holds the tensors; see `arrange`.
+        names: what it calls the tensors; see `arrange`.
+        shapes: how it holds them; see there.
         settings: what its config says beside what all do.
         allows: further features that it may have.
         whole: the name of the class with a classifier.

@@ -317,7 +317,7 @@ class Base(ImageSize):
 def answer(
     logits: Tensor, targets: Tensor | None, states: Sequence[Tensor], rows: Sequence[Tensor]
 ) -> ImageClassifierOutput:
-    """What the model says for one head or the base: float logits, and their mean cross entropy if there are targets."""
+    """What the model says for one head or the base: logits [B, C], and their mean cross entropy for targets [B]."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = None if targets is None else F.cross_entropy(precise, targets)
     return ImageClassifierOutput(loss, logits, tuple(states) or None, tuple(rows) or None)

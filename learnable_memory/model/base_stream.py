@@ -100,7 +100,10 @@ class ListenedConfig:
 def hand_on(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """An attention function of transformers, with its arguments: tells the listener and calls the chosen backend."""
+    """An attention function of transformers, with its arguments: query, key and value are [B, H, N, d].
+
+    It tells the listener and calls the backend that was chosen.
+    """
     listener = CURRENT.get()
     assert listener is not None, "the name leads here only while somebody listens"
     CURRENT.set(None)  # the backend reads the config, and is not to find this function there

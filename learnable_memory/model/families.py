@@ -174,7 +174,7 @@ class LayerParts(NamedTuple):
 
 
 def scaled(scale: Any, x: Tensor) -> Tensor:
-    """Layer scale, as a module or a parameter, or none."""
+    """x [B, T, D] times the layer scale, which is a module, a parameter [D], a number, or nothing."""
     if scale is None:
         return x
     return scale(x) if isinstance(scale, nn.Module) else scale * x

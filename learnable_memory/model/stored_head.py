@@ -17,7 +17,7 @@ class StoredHead(nn.Module):
 
     @torch.no_grad()
     def initialise(self, base_class_token: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-        """Memory N(0, std^2), as in the paper; classifier N(0, std^2), bias 0, class token a copy of the base's.
+        """Memory N(0, std^2), as in the paper; classifier N(0, std^2), bias 0, class token a copy of the base's [D].
 
         Of low-rank updates the first factor is N(0, 1/D) and the second 0: the head begins as one without them.
         """
