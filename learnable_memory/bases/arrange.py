@@ -145,18 +145,21 @@ def tipsv2(encoder: Encoder, tensors: Tensors) -> None:
 
 
 def dinov3(encoder: Encoder, tensors: Tensors) -> None:
+    """Layer scale, registers, though none, and a token for masked patches."""
     _fill_scales(encoder, tensors)
     tensors.setdefault("registers", torch.zeros(1, 0, encoder.width))
     tensors["mask_token"] = torch.zeros(1, 1, encoder.width)
 
 
 def clip(encoder: Encoder, tensors: Tensors) -> None:
+    """Positions [1 + P, D] and a class token [D]."""
     positions_of_all(encoder, tensors)
     tensors["positions"] = tensors["positions"][0]
     tensors["class_token"] = tensors["class_token"].flatten()
 
 
 def siglip(encoder: Encoder, tensors: Tensors) -> None:
+    """Positions [P, D]; the attention pool is torch's `MultiheadAttention`."""
     tensors["positions"] = tensors["positions"][0]
     if "probe" in tensors:
         for leaf in ("weight", "bias"):
@@ -173,6 +176,7 @@ def beit(encoder: Encoder, tensors: Tensors) -> None:
 
 
 def aimv2(encoder: Encoder, tensors: Tensors) -> None:
+    """Positions [P, D]."""
     tensors["positions"] = tensors["positions"][0]
 
 

@@ -28,8 +28,8 @@ class Family:
     Attributes:
         bare: the name of the class of the encoder alone.
         needs: the features that an encoder of this family has to have; see `Encoder.features`.
-        names: what it calls the tensors; see `arrange`.
-        shapes: how it holds them; see there.
+        names: of its tensors on the hub; see `arrange`.
+        shapes: arranges the tensors of an `Encoder` as the class has them, in place; see `arrange`.
         settings: what its config says beside what all do.
         allows: further features that it may have.
         whole: the name of the class with a classifier.
@@ -61,20 +61,24 @@ class Family:
 
 # ---------------------------------------------------------------------------------------------------- what configs say
 def width_of_mlp(encoder: Encoder) -> Settings:
+    """The MLP by its width."""
     return {"intermediate_size": encoder.mlp_width}
 
 
 def vit(encoder: Encoder) -> Settings:
+    """ViT, DeiT and I-JEPA."""
     return width_of_mlp(encoder) | {"qkv_bias": any_bias(encoder)}
 
 
 def dinov2(encoder: Encoder) -> Settings:
+    """The MLP by a ratio; with registers or without."""
     ratio = encoder.mlp_ratio or encoder.mlp_width / encoder.width
     settings = {"mlp_ratio": ratio, "use_swiglu_ffn": encoder.gated, "qkv_bias": any_bias(encoder)}
     return settings | ({"num_register_tokens": encoder.num_registers} if encoder.num_registers else {})
 
 
 def dinov2_without_mask_token(encoder: Encoder) -> Settings:
+    """DINOv2's class can do without the token for masked patches."""
     return dinov2(encoder) | {"use_mask_token": False}
 
 
@@ -86,10 +90,12 @@ def dinov3(encoder: Encoder) -> Settings:
 
 
 def siglip(encoder: Encoder) -> Settings:
+    """With its attention pool or without."""
     return width_of_mlp(encoder) | {"vision_use_head": "probe" in encoder.tensors}
 
 
 def beit(encoder: Encoder) -> Settings:
+    """What a BEiT may have, or lack."""
     return width_of_mlp(encoder) | {
         "use_absolute_position_embeddings": "positions" in encoder.tensors,
         "use_relative_position_bias": encoder.has("relative_positions"),
@@ -100,6 +106,7 @@ def beit(encoder: Encoder) -> Settings:
 
 
 def aimv2(encoder: Encoder) -> Settings:
+    """Without the pool of the models that were trained with text."""
     biases = {"qkv_bias": any_bias(encoder), "mlp_bias": encoder.has("gate.bias")}
     return width_of_mlp(encoder) | biases | {"rms_norm_eps": encoder.layer_norm_eps, "use_head": False}
 
@@ -122,6 +129,7 @@ def pools(encoder: Encoder) -> bool:
 
 
 def no_pooler(encoder: Encoder) -> Settings:
+    """A pooler would be drawn at random."""
     return {"add_pooling_layer": False}
 
 

@@ -119,7 +119,7 @@ def _check_modules(name: str, model: Any) -> str:
 
     Raises ValueError for a part that no class of transformers has.
     """
-    from timm.layers import Attention, GluMlp, Mlp, RmsNorm, SwiGLU
+    from timm.layers import GluMlp, Mlp, RmsNorm, SwiGLU
     from timm.models import beit, deit, eva, vision_transformer
 
     kinds = (vision_transformer.VisionTransformer, deit.VisionTransformerDistilled, eva.Eva, beit.Beit)
@@ -131,7 +131,7 @@ def _check_modules(name: str, model: Any) -> str:
     layer = model.blocks[0]
     legal: dict[str, tuple[type, ...]] = {
         "": (vision_transformer.Block, eva.EvaBlock, beit.Block),
-        "attn": (Attention, eva.EvaAttention, beit.Attention),
+        "attn": (vision_transformer.Attention, eva.EvaAttention, beit.Attention),
         "mlp": (Mlp, GluMlp, SwiGLU),
         "norm1": (nn.LayerNorm, RmsNorm),
     }
