@@ -95,7 +95,7 @@ def find_broken(
     split: ImageSet, workers: int, description: str | None = None, all_faults: bool = False,
     accelerator: "Accelerator | None" = None,
 ) -> dict[int, str]:  # fmt: skip
-    """Decode every image of a split once, exactly as training does.
+    """Decode every image of a split once; JPEGs at the smallest scale, at which damage shows as at every other.
 
     Args:
         workers: processes that decode; images in memory, and few images, take none.
@@ -167,7 +167,7 @@ def defect(split: ImageSet, index: int) -> str | None:
 
 def _look(split: ImageSet, index: int, digest: bool = False) -> Look:
     try:
-        image = split.image(index)
+        image = split.image(index, side=0 if digest else 1)
     except ValueError as error:
         if is_of_the_machine(error.__cause__):
             raise

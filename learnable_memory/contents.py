@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from learnable_memory.images import ImageSet
 
+logger = logging.getLogger(__name__)
+
 THREADS = 8  # that read files; hashing leaves Python's lock alone
 AT_A_TIME = 1024
+MANY = 20_000  # images that take long enough for a word
 
 
 def contents_of(image_set: "ImageSet") -> dict[str, Any]:
@@ -19,6 +23,8 @@ def contents_of(image_set: "ImageSet") -> dict[str, Any]:
     Raises:
         ValueError: an image is not there, or cannot be read; the message names it.
     """
+    if len(image_set) > MANY:
+        logger.info("reading %s images once, so that a change in them will be noticed", f"{len(image_set):,}")
     digest, size = hashlib.sha256(), 0
     for length, each in _digests(image_set):
         digest.update(each)

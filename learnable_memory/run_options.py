@@ -37,6 +37,8 @@ def head_name(dataset: str) -> str:
         ValueError: the data set's name gives no legal one.
     """
     kind, colon, argument = dataset.partition(":")
+    if not colon and "/" in dataset:
+        raise ValueError(f"--dataset is {dataset!r}, a path: write folder:{dataset}, or parquet:{dataset} for a table.")
     if not colon:
         name = dataset
     elif kind == "hf":

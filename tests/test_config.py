@@ -390,6 +390,13 @@ def test_a_data_set_without_a_usable_name_asks_for_one(dataset):
     assert TrainOptions(dataset=dataset, name="mine").name == "mine"
 
 
+@pytest.mark.parametrize("path", ["./photos", "data/photos", "~/photos"])
+def test_a_path_without_its_kind_is_told_what_to_write(path):
+    message = f"--dataset is {path!r}, a path: write folder:{path}, or parquet:{path} for a table."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainOptions(dataset=path)
+
+
 # ---------------------------------------------------------------------------------------------------------- validation
 
 

@@ -99,9 +99,11 @@ def test_other_formats_are_decoded_whole(tmp_path: Path, kind: str) -> None:
     assert stored(tmp_path, file.getvalue()).image(0, 32).size == (400, 300)
 
 
-def test_a_truncated_jpeg_is_broken_at_every_scale(tmp_path: Path) -> None:
-    images = stored(tmp_path, jpeg(photograph(400, 300))[:-2000])
-    for side in (0, 32):
+@pytest.mark.parametrize("cut", [20, 200, 2000, 10_000])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_a_truncated_jpeg_is_broken_at_every_scale(tmp_path: Path, cut: int, options: dict) -> None:
+    images = stored(tmp_path, jpeg(photograph(400, 300), **options)[:-cut])
+    for side in (0, 1, 32):
         with pytest.raises(ValueError, match=r"cannot read the image .*truncated"):
             images.image(0, side)
 

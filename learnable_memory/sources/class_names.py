@@ -63,14 +63,16 @@ def names_in(metadata: Mapping[bytes, bytes] | None, column: str) -> list[str] |
 def names_differ(name: str, labels: Sequence[str], files: Sequence[LabelNames]) -> bool:
     """Whether the files of a table have to be read by name; or refused, as `numbers_by_name` does.
 
-    They need not where none has names. Where all have the same ones, as many as `labels` and others, somebody has given
-    them better names in the description of the data set, which the log says.
+    They need not where none has names. Where all have the same ones, and the description of the data set, which
+    `labels` come from, calls some of them otherwise and none by the name of another, somebody has given them better
+    names there, which the log says.
     """
     if all(file.names is None or file.names == list(labels) for file in files):
         return any(file.names is None for file in files) and any(file.names for file in files)
     theirs = {tuple(file.names or ()) for file in files}
     (first, *others) = theirs
-    if others or len(first) != len(labels) or set(first) & set(labels):
+    moved = any(each in labels and labels.index(each) != place for place, each in enumerate(first))
+    if others or len(first) != len(labels) or moved:
         return True
     logger.info(
         "%s: its files call the classes %s, and its description calls them %s: taken from there",
