@@ -139,6 +139,8 @@ def _in_order(
         index for keys in loader.batch_sampler for _, index in keys
     ]  # which batches a process has, it knows again
     parts = [(there, found) for there, found in gathered((places, mine), accelerator) if there]
+    if not parts:
+        return {}
     order = torch.tensor([index for there, _ in parts for index in there]).argsort()
     return {
         name: Answers(*(torch.cat(column)[order] for column in zip(*(found[name] for _, found in parts), strict=True)))

@@ -178,11 +178,11 @@ def expected_shapes(metadata: Mapping) -> dict[str, tuple[int, ...]]:
 
 
 def current(metadata: Mapping) -> dict:
-    """What a file of an earlier format says, as one of FORMAT_VERSION says it; of that version it stays as it is.
+    """What a file of an earlier format says, as one of FORMAT_VERSION says it; all other metadata as they are.
 
     Keys that were let through then go to `notes`.
     """
-    if metadata["format_version"] == FORMAT_VERSION:
+    if metadata.get("format_version") not in READABLE[:-1]:
         return dict(metadata)
     since: dict[str, object] = {"low_rank": {}, "intermediate_size": None}
     return {**since, **known_alone(metadata, HEAD), "format_version": FORMAT_VERSION}
@@ -230,8 +230,8 @@ def check_known_keys(metadata: Mapping, schema: Schema, where: str) -> None:
         parts = [(key, *key.rpartition(".")[::2]) for key in strange]
         hinted = ", ".join(key + did_you_mean(last, siblings.get(within, [])) for key, within, last in parts)
         raise ValueError(
-            f"{where} has keys that this library does not know: {hinted}. A newer version may; keys of your own belong "
-            "under `notes`."
+            f"{where} has keys that this library does not know: {hinted}. A newer one may know them; keys of your own "
+            "belong under `notes`."
         )
 
 

@@ -97,7 +97,7 @@ def describe(
 
 def current(metadata: Mapping) -> dict:
     """What a file of an earlier format says, as one of FORMAT_VERSION says it; see `head_metadata.current`."""
-    if metadata["format_version"] == FORMAT_VERSION:
+    if metadata.get("format_version") != 1:
         return dict(metadata)
     return {**known_alone(metadata, SCHEMA), "format_version": FORMAT_VERSION}
 

@@ -55,6 +55,20 @@ def test_another_family_at_another_size(tmp_path: Path, capsys: pytest.CaptureFi
     assert "centre 56x56" in lines["preprocessing"]
 
 
+@pytest.mark.parametrize(("channels", "said"), [(1, "1 channel"), (4, "4 channels")])
+def test_a_base_of_other_channels_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, channels: int, said: str
+) -> None:
+    """As it is loaded, and not at the first image."""
+    tiny_base(num_channels=channels).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    assert main(["bases", str(tmp_path), "--no_download"]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: {tmp_path} takes images of {said}, and they are given to a base in 3, grey ones too: choose a base "
+        "for RGB images.\n"
+    )
+
+
 def test_an_image_size_that_patches_do_not_fill_is_refused(stock: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["bases", str(stock), "--image_size", "18"]) == 2
     error = capsys.readouterr().err

@@ -16,9 +16,11 @@ from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 from transformers import ViTImageProcessor
 
+import vit_predict
 import vit_train
 import vit_validation
 from learnable_memory import heads
+from learnable_memory.commands import model as model_command
 from learnable_memory.commands import run_command
 from learnable_memory.headlog import metrics_of
 from learnable_memory.runlog import read_metrics
@@ -335,6 +337,136 @@ def test_images_that_have_changed_under_the_same_names_are_not_compared(trained,
         "images of the same names have changed since (of the same size in all): accuracies cannot be c" in caplog.text
     )
     assert against_the_file("old") == "+0.00"
+
+
+def test_nothing_that_leaves_the_machine_names_a_path_of_it(trained, tmp_path_factory):
+    for path in trained.glob("*_model.safetensors"):
+        assert str(tmp_path_factory.getbasetemp()).encode() not in path.read_bytes()
+
+
+def test_data_that_lie_elsewhere_now_are_named(trained, colours, base, tmp_path, capsys):
+    """Neither the file nor a run beside it tells where."""
+    path = shutil.copy(trained / "colours_model.safetensors", tmp_path)
+    shutil.copytree(colours, tmp_path / "moved")
+    error = fails(capsys, vit_validation, "-m", path)
+    assert f"{path} was trained on a base that lay in a folder {base.name}, and nothing tells where that is" in error
+    error = fails(capsys, vit_validation, "-m", path, "--base_model", base)
+    assert (
+        "colours was trained on folder:colours, of which its file keeps no more, and nothing tells where that" in error
+    )
+    assert error.endswith("name it with --datasets folder:PATH.\n")
+    named = ["--base_model", str(base), "--datasets", f"folder:{tmp_path / 'moved'}"]
+    assert vit_validation.main([*QUICK, "-m", path, *named]) == 0
+    assert rows_of(capsys.readouterr().out)["colours"]["against the file"] == "+0.00"
+
+
+def test_several_runs_on_folders_of_one_name_are_no_guess(base, colours, tmp_path, capsys):
+    for place in ("one", "two"):
+        shutil.copytree(colours, tmp_path / place / "colours")
+        train(base, tmp_path, "-d", f"folder:{tmp_path / place / 'colours'}", "--name", place, "--max_steps", "1")
+    error = fails(capsys, vit_validation, "--models_folder", tmp_path, "-m", "one")
+    assert (
+        f"folder:colours may be folder:{tmp_path}/one/colours, folder:{tmp_path}/two/colours, by the runs in" in error
+    )
+    validate(tmp_path, "-m", "one", "--datasets", f"folder:{tmp_path}/one/colours")
+    assert rows_of(capsys.readouterr().out)["one"]["against the file"] == "+0.00"
+
+
+# ------------------------------------------------------------------------------------------------------ class by class
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory) -> Path:
+    """Two classes to evaluate on, of 6 and 2 images; of the third there are none."""
+    pictures = save_pictures(tmp_path_factory.mktemp("uneven") / "all", ["a", "b", "c"], lambda pixels, name: None)
+    folder = pictures.parent / "uneven"
+    shutil.copytree(pictures, folder / "train")
+    for name, count in (("a", 6), ("b", 2)):
+        (folder / "val" / name).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(pictures / name / f"{number}.png", folder / "val" / name)
+    return folder
+
+
+def test_accuracy_class_by_class_from_training_and_validation(base, uneven, tmp_path, capsys):
+    train(base, tmp_path, "-d", f"folder:{uneven}", "-e", "1", "--lr", "0.3")
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "uneven_classes.json").read_text())
+    images, right = ([each[key] for each in record["classes"]] for key in ("images", "right"))
+    assert images == [6, 2, 0] and record["classes"][2]["accuracy"] is None
+    top1 = heads.read_metadata(tmp_path / "uneven_model.safetensors")["metrics"]["eval"]["top1"]
+    mean = (right[0] / 6 + right[1] / 2) / 2
+    assert sum(right) / 8 == top1 == record["top1"] and record["mean_accuracy"] == pytest.approx(mean)
+    assert f"uneven: top-1 {top1:.4f} (mean over classes {mean:.4f}) on 8 evaluation images" in printed
+    assert printed.endswith("        1 of 3 classes has no evaluation image: c\n")
+    assert (tmp_path / "uneven_confusion.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert not list((tmp_path / "uneven_run").glob("*_classes.json"))
+
+    validate(tmp_path, "-m", "uneven", "--classes", str(tmp_path / "seen"), "--output", str(tmp_path / "all.json"))
+    printed = capsys.readouterr().out
+    assert rows_of(printed)["uneven"]["mean of classes"] == f"{100 * mean:.2f}"
+    assert "\nuneven: 1 of 3 classes has no evaluation image: c\n" in printed
+    assert json.loads((tmp_path / "seen" / "uneven_classes.json").read_text()) == record
+    assert (tmp_path / "seen" / "uneven_confusion.png").is_file()
+    (row,) = json.loads((tmp_path / "all.json").read_text())["heads"]
+    assert (row["mean_accuracy"], row["classes_without_images"]) == (record["mean_accuracy"], ["c"])
+
+
+def test_all_heads_of_a_grid_that_are_kept_have_their_classes(base, uneven, tmp_path):
+    train(base, tmp_path, "-d", f"folder:{uneven}", "--max_steps", "1", "--lr", "0.1", "0.3", "--keep_all")
+    found = {path.name for path in tmp_path.glob("*_classes.json")}
+    assert found == {"uneven_classes.json", "uneven-m1_lr0p1_s0_classes.json", "uneven-m1_lr0p3_s0_classes.json"}
+    names = {json.loads((tmp_path / name).read_text())["head"] for name in found}
+    assert names == {"uneven", "uneven-m1_lr0p1_s0", "uneven-m1_lr0p3_s0"}
+
+
+def test_a_single_class_is_one_class(base, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    folder = save_pictures(tmp_path / "alone", ["a"], lambda pixels, name: None)
+    train(base, tmp_path, "-d", f"folder:{folder}", "--max_steps", "1")
+    assert "images of 1 class (" in caplog.text and "1 classes" not in caplog.text + capsys.readouterr().out
+
+
+def test_a_file_for_the_classes_is_refused_before_anything_is_done(trained, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    error = fails(capsys, vit_validation, "--models_folder", trained, "-m", "colours", "--classes", tmp_path / "taken")
+    assert f"--classes {tmp_path / 'taken'} is a file: name a folder." in error
+
+
+# ------------------------------------------------------------------------------------------------- a faster arithmetic
+@pytest.mark.parametrize(
+    ("cpuinfo", "has"),
+    [
+        ("processor : 0\nflags\t\t: fpu sse2 avx512_bf16 amx_tile\n", True),
+        ("processor : 0\nflags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("processor : 0\nflags\t\t: fpu sse2 avx2 avx512f\n", False),
+        ("processor : 0\nFeatures : fp asimd bf16\n", False),
+    ],
+)
+def test_whether_a_processor_has_matrix_units(tmp_path, cpuinfo, has):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert model_command.has_bfloat16_units(tmp_path / "cpuinfo") is has
+    assert model_command.has_bfloat16_units(tmp_path / "none") is False
+
+
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("more", [(), ("--precision", "float32"), ("--precision", "bfloat16")], ids=" ".join)
+def test_faster_arithmetic_is_told_of_once_where_nobody_chose(
+    trained, base, brightness, tmp_path, monkeypatch, caplog, more, units
+):
+    monkeypatch.setattr(model_command, "has_bfloat16_units", lambda: units)
+    caplog.set_level("INFO")
+    data = f"folder:{brightness}"
+    commands = {
+        "train": lambda: train(base, tmp_path, "-d", data, "--max_steps", "1", *more),
+        "validate": lambda: validate(trained, "-m", "brightness", *more),
+        "predict": lambda: vit_predict.main(
+            [str(brightness / "dark"), "--heads", "brightness", "--models_folder", str(trained), *QUICK, *more]
+        ),
+    }
+    for command in commands.values():
+        caplog.clear()
+        command()
+        told = [line for line in caplog.messages if "--precision bfloat16 would be several times as fast" in line]
+        assert len(told) == (units and not more)
 
 
 # ------------------------------------------------------------------------------------------------------------ wrong use

@@ -31,6 +31,8 @@ from transformers import (
 )
 
 from foreign import Evil
+from learnable_memory.commands.training_base import TrainingBase
+from learnable_memory.config import TrainOptions
 from learnable_memory.convolutional import ConvolutionalBase, ConvolutionalNetwork, is_convolutional
 from learnable_memory.heads import content_hash
 from learnable_memory.method_spec import MethodSpec
@@ -370,6 +372,15 @@ def test_a_pickle_with_more_than_tensors_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="beside its tensors, and such a pickle can run any code"):
         ConvolutionalBase.open(tmp_path, "")
     assert not ran.exists()
+
+
+def test_a_network_of_one_channel_is_refused(tmp_path: Path) -> None:
+    config = ResNetConfig(num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    ConvNextImageProcessor(size={"shortest_edge": SIDE}).save_pretrained(tmp_path)
+    options = TrainOptions(dataset="Digits", base_model=str(tmp_path), method="head", device="cpu", no_download=True)
+    with pytest.raises(ValueError, match="takes images of 1 channel, and they are given to a base in 3"):
+        TrainingBase(options)
 
 
 def test_what_is_no_convolutional_network(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page of file formats: what fresh files hold is on it, and what is on it is in them."""
 
+import hashlib
 import json
 import re
 import zipfile
@@ -11,13 +12,14 @@ import pytest
 from safetensors import safe_open
 
 import vit_train
-from learnable_memory import out_of_fold, tuned_files
+from learnable_memory import head_schema, out_of_fold, tuned_files
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.config import TrainOptions
 from learnable_memory.export import export
 from learnable_memory.fit_spec import FitSpec
 from learnable_memory.method_spec import MethodSpec
 from learnable_memory.projections import PROJECTIONS
+from learnable_memory.runlock import run_lock
 from learnable_memory.runlog import read_metrics
 from test_commands import save_base
 from test_legacy import old_state
@@ -44,7 +46,7 @@ def one_projection(name: str) -> str:
 
 def header(path: Path, key: str) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        assert set(file.metadata()) == {key}
+        assert set(file.metadata()) == {key, "sha256"}
         return json.loads(file.metadata()[key])
 
 
@@ -82,7 +84,8 @@ def test_a_head_file(run):
         found = {one_projection(name): len(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     assert found == {name: PAGE.split(f"| `{name}` | [", 1)[1].split("]")[0].count(",") + 1 for name in tensors}
     metadata = header(path, "head")
-    assert set(metadata) == set(top)
+    assert set(metadata) == set(top) - {"notes"}  # which training has none of
+    assert set(top) == set(head_schema.HEAD) and set(nested) <= set(head_schema.names(head_schema.HEAD))
     parts = {key: metadata[key] for key in NESTED if key != "extends"} | {"extends": {"name": "", "hash": ""}}
     assert {f"{key}.{inner}" for key, part in parts.items() for inner in part} == set(nested)
     options = {field.name for field in fields(TrainOptions)} | {"data_seed"}
@@ -124,8 +127,22 @@ def test_parents_in_a_head_file(tmp_path):
 def test_a_networks_file():
     written = tuned_files.describe("full", {"id": "", "fingerprint": ""}, "vit", MethodSpec("full"), 3)
     (keys,) = tables("Networks")
-    as_of_a_head = {"labels", "preprocessing", "dataset", "metrics", "training", "versions"}
-    assert set(keys) == set(written) | as_of_a_head
+    assert set(keys) == set(written) | set(head_schema.KNOWN) == set(tuned_files.SCHEMA)
+
+
+def test_a_checksum_is_made_as_the_page_says(run):
+    path = run / "grid_model.safetensors"
+    digest = hashlib.sha256()
+    with safe_open(path, framework="pt") as file:
+        texts = file.metadata()
+        written = texts.pop("sha256")
+        for key in sorted(texts):
+            digest.update(json.dumps([key, texts[key]]).encode())
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(json.dumps([name, "torch.float32", list(tensor.shape)]).encode())
+            digest.update(tensor.numpy().tobytes())
+    assert digest.hexdigest() == written
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -138,6 +155,21 @@ def test_a_run_folder(run):
     assert sum(key.endswith(endings) for key in keys) == 2 * 13  # what each head has of its own
     of_folds = {key for key in metrics if key.startswith("folds/")}
     assert {key.removesuffix(endings[0]).removesuffix(endings[1]) for key in keys} == set(metrics) - of_folds
+
+
+def test_the_classes_of_a_head(run):
+    (keys,) = tables("Classes")
+    record = json.loads((run / "grid_classes.json").read_text(encoding="utf-8"))
+    assert set(record) == set(keys)
+    line = next(line for line in PAGE.splitlines() if line.startswith("| `classes` | list"))
+    assert all(f"`{key}`" in line for key in record["classes"][0])
+
+
+def test_a_lock(tmp_path):
+    with run_lock(tmp_path):
+        keys = json.loads((tmp_path / "lock.json").read_text(encoding="utf-8"))
+    line = next(line for line in PAGE.splitlines() if "`lock.json`" in line)
+    assert re.findall(r"`(\w+)`", line) == list(keys)
 
 
 def test_a_grids_file(run):

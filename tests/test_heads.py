@@ -316,7 +316,7 @@ def test_no_version_number_takes_a_checksum_away(path, version):
         ({"metrics": {"eval": {"accuracy": 1.0}}}, r"metrics\.eval\.accuracy"),
         ({"dataset": {**DIGITS, "splits": {"evl": {}}}}, r"dataset\.splits\.evl \(did you mean eval\?\)"),
         ({"low_rank": {"quary": 2}}, r"low_rank\.quary \(did you mean query\?\)"),
-        ({"xyz": 1, "zyx": 2}, r"xyz, zyx\. A newer version may; keys of your own belong under `notes`\.$"),
+        ({"xyz": 1, "zyx": 2}, r"xyz, zyx\. A newer one may know them; keys of your own belong under `notes`\.$"),
     ],
     ids=str,
 )
@@ -325,6 +325,14 @@ def test_keys_that_nobody_knows_are_refused(path, changes, said):
     rewrite(path, **changes)
     with pytest.raises(ValueError, match=f"A_model.safetensors has keys that this library does not know: {said}"):
         heads.load(path)
+
+
+@pytest.mark.parametrize("version", [None, 4, "3"])
+def test_no_other_version_is_written(path, version):
+    head_file(path)
+    file = heads.load(path)
+    with pytest.raises(ValueError, match=f"has head format version {version!r}"):
+        heads.save(path, file.tensors, {**file.metadata, "format_version": version})
 
 
 def test_a_key_that_nobody_knows_is_not_written(path):

@@ -178,6 +178,19 @@ def test_damaged_files_are_rows_too_and_the_others_are_shown(folder, capsys):
     assert printed[7:] == ["They cannot be put together:", "  models/B_model.safetensors cannot be read"]
 
 
+def test_files_without_a_checksum_are_named(folder, capsys):
+    file = heads.load("models/A_model.safetensors")
+    header = {"head": json.dumps({**file.metadata, "format_version": 2})}
+    save_file(file.tensors, "models/A_model.safetensors", header)
+    torch.save(old_state(), "Cars_model.pt")
+    lines = output(capsys, "show", "A", "P", "Cars_model.pt", code=0).splitlines()
+    assert "without a checksum, as all files of earlier formats: models/A_model.safetensors, Cars_model.pt" in lines
+    rows = json.loads(output(capsys, "show", "A", "P", "Cars_model.pt", "--json"))["heads"]
+    assert [row["checksum"] for row in rows] == [False, True, False]
+    output(capsys, "merge", "A", "P", "-o", "both.safetensors")  # written again, they have one
+    assert not any("checksum" in line for line in output(capsys, "show", "both.safetensors").splitlines())
+
+
 def with_metadata(name: str, path: str, **changes) -> None:
     """Write a head's file again without any check."""
     file = heads.load(Path("models") / heads.file_name(name))
@@ -516,6 +529,23 @@ DEFAULTS = {
 def test_push_hands_over_what_it_is_told(folder, capsys, pushed, flags, differing):
     assert output(capsys, "push", "A", "someone/pets", *flags).splitlines()[-1] == "https://hub.example/someone/pets"
     assert pushed == [((Path("models/A_model.safetensors"), "someone/pets"), {**DEFAULTS, **differing})]
+
+
+def test_push_shows_before_what_the_metadata_say(folder, capsys, pushed):
+    """Of what is published: without the paths that an earlier version has put into the file."""
+    file = heads.load("models/A_model.safetensors")
+    told = {**file.metadata, "training": {"dataset": "folder:/home/ada/pets", "lr": 0.1}, "format_version": 2}
+    told["dataset"] = {**told["dataset"], "name": "folder:/home/ada/pets\x1b[2J"}
+    save_file(file.tensors, "models/A_model.safetensors", {"head": json.dumps(told)})
+    lines = output(capsys, "push", "A", "someone/pets").splitlines()
+    assert lines[0] == "A, to be published with its metadata:"
+    for line in (
+        "labels: cat, dog, fox", "dataset.split_seed: 7", 'training.dataset: "folder:pets"', "training.lr: 0.1",
+        "extends: -", "format_version: 3", 'base.id: "someone/vit-tiny"', "metrics.select: {\"top1\": 0.5}",
+    ):  # fmt: skip
+        assert f"  {line}" in lines
+    assert any(line.startswith('  dataset.name: "folder:pets') for line in lines) and "\x1b" not in "".join(lines)
+    assert not any("ada" in line for line in lines) and len(pushed) == 1
 
 
 def test_fetch_hands_over_what_it_is_told(folder, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,22 +69,24 @@ class CrossValidation:
 
     def validate(
         self, model: MemoryCapableViT, names: Sequence[str], preprocessing: Preprocessing, options: TrainOptions,
-        description: str | None = None,
+        description: str | None = None, accelerator: Any = None,
     ) -> dict[str, CrossValidated]:  # fmt: skip
         """Try the heads of these cells on the images that they have not learned from: once over all training images.
 
-        Several processes do the same, each for itself.
+        Several processes share the work, and all know the whole.
         """
         device = next(model.parameters()).device
         scores: dict[str, list[Score]] = {name: [] for name in names}
         answers: dict[str, list[Answers]] = {name: [] for name in names}
         members = [np.flatnonzero(self.fold == fold) for fold in range(self.data.folds or 0)]
         for fold, held_out in enumerate(members):
-            loader = evaluation_loader(self.data.train.subset(held_out), preprocessing, options, device)
+            part = self.data.train.subset(held_out)
+            loader = evaluation_loader(part, preprocessing, options, device, accelerator)
             heads = {self.heads[name][fold]: name for name in names}
             said: dict[str, Answers] = {}
             what = None if description is None else f"{description} {fold + 1}"
-            for head, score in evaluate(model, loader, list(heads), description=what, answers=said).items():
+            found = evaluate(model, loader, list(heads), description=what, accelerator=accelerator, answers=said)
+            for head, score in found.items():
                 scores[heads[head]].append(score)
                 answers[heads[head]].append(said[head])
         order = np.argsort(np.concatenate(members))  # from fold by fold to the order of the training set

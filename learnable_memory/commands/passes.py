@@ -200,7 +200,9 @@ class Pass:
             return {}
         description = f"{self.options.name} fold" if self.log is not None else None
         preprocessing = self.base.preprocessing
-        return self.cross_validation.validate(self.base.tokens, names, preprocessing, self.options, description)
+        return self.cross_validation.validate(
+            self.base.tokens, names, preprocessing, self.options, description, self.accelerator
+        )
 
     def _evaluate(self, names: Sequence[str], device: torch.device) -> tuple[dict, dict, float]:
         """Of these heads the scores on `eval` and what they said of each image, and the seconds that it took."""
