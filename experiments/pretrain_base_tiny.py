@@ -71,9 +71,9 @@ def load_split(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor, li
     data = load_dataset("parquet", data_files={split: files}, split=split)
     names = data.features["fine_label"].names
     new_label = {old: new for new, old in enumerate(KEPT)}
-    data = data.filter(lambda label: label in new_label, input_columns="fine_label").with_format("torch")
-    labels = torch.tensor([new_label[int(label)] for label in data["fine_label"]])
-    images = torch.stack([row["img"] for row in data])
+    data = data.filter(lambda label: label in new_label, input_columns="fine_label")
+    labels = torch.tensor([new_label[label] for label in data["fine_label"]])
+    images = torch.stack([v2.functional.pil_to_tensor(row["img"]) for row in data])
     return images, labels, [names[index] for index in KEPT]
 
 
