@@ -252,7 +252,7 @@ def test_a_committed_report_is_what_the_results_say(name, tmp_path, monkeypatch)
     assert "Missing runs" not in theirs
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("name", RAN)
 def test_a_committed_report_is_the_same_bytes_again(name, tmp_path):
     ours, theirs = rewritten(name, tmp_path)
@@ -327,7 +327,7 @@ def test_only_limits_the_dimensions_that_its_labels_belong_to_and_heads_share_a_
     assert sorted(len(group) for group in groups) == [1, 1, 1, 1, 10]  # four rates of full, five of each head
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_an_experiment_runs_goes_on_and_is_done_once(small, tmp_path, monkeypatch, capsys):
     words = ["stronger_heads", "--output", str(tmp_path), "--lr", "0.1", "0.3", "--data_seeds", "0", "1", *small]
     words += ["--only", "Digits", "head", "5 cells, rank 8", "LoRA, rank 1"]
@@ -362,7 +362,7 @@ def test_an_experiment_runs_goes_on_and_is_done_once(small, tmp_path, monkeypatc
     assert "| 5 cells, rank 8 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_heads_of_masking_stand_together_as_alone(small, tmp_path, capsys):
     words = ["--output", str(tmp_path), "--lr", "0.1", "--data_seeds", "0", *small]
     with pytest.raises(ValueError, match=r"lacks masked, 10 cells on iNaturalist, .*: first run.py masking --keep_all"):

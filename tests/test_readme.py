@@ -116,7 +116,7 @@ def workplace(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_readmes_commands_run_one_after_the_other(workplace):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"HF_HUB_OFFLINE": "1", "HOME": str(workplace)}
