@@ -284,6 +284,23 @@ def test_the_deepest_folders_as_classes(tmp_path: Path, caplog: pytest.LogCaptur
     assert data.record()["class_folders"] == "deepest"
 
 
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (
+            ["data/Train/cat", "data/Train/dog", "data/Val/cat", "data/Val/dog"],
+            "the folders data/Train, data/Val in {root} are named like splits, and would be mixed: name the "
+            "folder that holds them, folder:{root}/data",
+        ),
+        (["a/cat"], "{root} has images in a/cat alone, and nothing can be learned from one class"),
+    ],
+)
+def test_deepest_folders_that_are_no_classes(tmp_path: Path, folders: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        read_folder(Request(tmp_path, str(write_tree(tmp_path, *folders)), class_folders="deepest"))
+    assert str(caught.value) == message.format(root=tmp_path)
+
+
 def test_images_of_folders_within_a_deepest_one_are_not_its_own(tmp_path: Path) -> None:
     write_tree(tmp_path, "cat", "cat/tabby", "dog")
     found = read_folder(Request(tmp_path, str(tmp_path), class_folders="deepest"))

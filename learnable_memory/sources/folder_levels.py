@@ -1,7 +1,7 @@
 """Which folder is which: splits above classes above images; and what to say where one level too many was named."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from learnable_memory.sources.image_files import has_images, subfolders
 from learnable_memory.wording import some
@@ -65,6 +65,23 @@ def check_level(where: Path, classes: Sequence[str], merge: bool) -> None:
         f"{found}; probably these are the classes: name one folder that holds them, as folder:{where / classes[0]}, or "
         f"{MERGE}"
     )
+
+
+def check_deepest(where: Path, classes: Sequence[str]) -> None:
+    """Raise ValueError where `classes`, the folders below `where` that have images of their own, lie in splits.
+
+    Args:
+        classes: POSIX paths relative to `where`.
+    """
+    if len(classes) == 1:
+        raise ValueError(f"{where} has images in {classes[0]} alone, and nothing can be learned from one class")
+    inside = {str(parent) for name in classes for parent in PurePosixPath(name).parents if split_role(parent.name)}
+    if inside:
+        above = where / PurePosixPath(min(inside)).parent
+        raise ValueError(
+            f"the folders {some(sorted(inside), 3)} in {where} are named like splits, and would be mixed: name the "
+            f"folder that holds them, folder:{above}"
+        )
 
 
 def _single_class(where: Path, name: str) -> ValueError:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from learnable_memory.formats import advice, listed_endings
 from learnable_memory.images import ImageSet
-from learnable_memory.sources.folder_levels import EVAL, SELECT, TRAIN, check_level, split_folders
+from learnable_memory.sources.folder_levels import EVAL, SELECT, TRAIN, check_deepest, check_level, split_folders
 from learnable_memory.sources.found import Found, Request
 from learnable_memory.sources.image_files import NOTABLE, FoundImages, find_images, image_set, report, subfolders
 from learnable_memory.sources.label_files import read_label_files
@@ -29,8 +29,8 @@ def read_folder(request: Request) -> Found:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no class folders, or what is most likely none (see `folder_levels.check_level`), a class without
-            images, two folders for one split, or classes that differ.
+        ValueError: no class folders, or what is most likely none (see `folder_levels`), a class without images, two
+            folders for one split, or classes that differ.
     """
     root = Path(request.argument).expanduser().resolve()
     if not root.is_dir():
@@ -42,7 +42,9 @@ def read_folder(request: Request) -> Found:
         names = {}
     splits = [names[role] for role in (TRAIN, SELECT, EVAL) if role in names] or [""]
     for split in splits:
-        if request.class_folders != "deepest":
+        if request.class_folders == "deepest":
+            check_deepest(root / split, _classes(root / split, deepest=True))
+        else:
             check_level(root / split, subfolders(root / split), merge=request.class_folders == "first")
     (train, *others), labels = read_class_folders(root, splits, request.class_folders)
     if not others:
