@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from learnable_memory import pickles
+from learnable_memory.ancestry import with_ancestors
 from learnable_memory.wording import some
 
 BASE_ID = "google/vit-base-patch32-224-in21k"  # what its training command line knew
@@ -267,10 +268,8 @@ def _parents(path: Path, state: Mapping[str, Tensor], sizes: _Sizes) -> list[lis
         return [[i - 1] if i > 1 else [] for i in numbers]
     masks = [state[name] for name in names]
     first = sizes.positions - 1  # class token i is token first + i
-    seen: dict[int, set[int]] = {}  # head -> all heads that it is built on
-    for i in numbers:
-        direct = {j for j in range(1, i) if masks[0][0, first + i, first + j] == 0}
-        seen[i] = direct.union(*(seen[j] for j in direct))
+    direct = {i: [j for j in range(1, i) if masks[0][0, first + i, first + j] == 0] for i in numbers}
+    seen = {i: set(with_ancestors([i], direct.__getitem__)) - {i} for i in numbers}
     # Whatever is not legal in the first layer, and whatever differs in the others, differs from this mask.
     legal, owners = _mask(seen, sizes)
     for layer, mask in enumerate(masks):

@@ -1,8 +1,4 @@
-"""Heads as a set: an order in which they can be loaded, and what speaks against loading them into one model.
-
-All of it is known from their files, without a base model: a set against which `reasons_against` has nothing loads into
-`MemoryCapableViT` in the order of `parents_first`.
-"""
+"""What speaks against loading heads into one model. All of it is known from their files, without a base model."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,30 +10,6 @@ from learnable_memory.heads import HeadFile
 def hash_of(file: HeadFile) -> str:
     """By what another head names this one as its parent (`heads.head_hash`). Raises ValueError as `heads.spec_of`."""
     return heads.head_hash(heads.spec_of(file.metadata), file.tensors, file.metadata["extends"])
-
-
-def parents_first(files: Sequence[HeadFile]) -> list[HeadFile]:
-    """The heads in an order in which they can be loaded: a parent that comes late moves before its first child.
-
-    An order that can be loaded stays as it is. Heads that extend each other in a circle, as only a forged header says,
-    come in some order: no order is right, and `reasons_against` tells.
-    """
-    order: list[HeadFile] = []
-    placed: set[int] = set()
-
-    def place(number: int) -> None:
-        if number in placed:
-            return
-        placed.add(number)  # before its parents are, so that a circle ends
-        for parent in files[number].metadata["extends"]:
-            for other, file in enumerate(files):
-                if file.metadata["name"] == parent["name"]:
-                    place(other)
-        order.append(files[number])
-
-    for number in range(len(files)):
-        place(number)
-    return order
 
 
 def reasons_against(files: Sequence[HeadFile]) -> list[str]:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learnable_memory import heads
+from learnable_memory.ancestry import with_ancestors
 from learnable_memory.heads import HeadFile
-from learnable_memory.together import check_together, hash_of, parents_first, reasons_against
+from learnable_memory.together import check_together, hash_of, reasons_against
 from tiny import add_random_head, tiny_model
 from vit import MemoryCapableViT
 
@@ -52,11 +53,18 @@ def with_metadata(file: HeadFile, **changes) -> HeadFile:
     return dataclasses.replace(file, metadata={**file.metadata, **changes})
 
 
-def names_of(files) -> str:
-    return "".join(file.metadata["name"] for file in files)
+def in_order(files: list[HeadFile]) -> list[HeadFile]:
+    """Parents first; several may have one name, and parents be absent."""
+    numbers = range(len(files))
+    extended = [{parent["name"] for parent in file.metadata["extends"]} for file in files]
+    parents = [[j for j in numbers if files[j].metadata["name"] in extended[i]] for i in numbers]
+    return [files[i] for i in with_ancestors(numbers, parents.__getitem__)]
 
 
 # --------------------------------------------------------------------------------------------------------------- order
+PARENTS = {"A": "", "B": "A", "C": "BA", "D": "", "P": ""}
+
+
 @pytest.mark.parametrize(
     ("given_order", "expected"),
     [
@@ -69,22 +77,22 @@ def names_of(files) -> str:
         ("", ""),
     ],
 )
-def test_parents_come_first_and_nothing_moves_without_need(family, given_order, expected):
-    assert names_of(parents_first([family[name] for name in given_order])) == expected
+def test_parents_come_first_and_nothing_moves_without_need(given_order, expected):
+    assert "".join(with_ancestors(given_order, lambda head: [p for p in PARENTS[head] if p in given_order])) == expected
 
 
-def test_the_heads_themselves_come_back(family):
-    files = [family["C"], family["A"], family["B"]]
-    assert sorted(map(id, parents_first(files))) == sorted(map(id, files))
+def test_ancestors_that_were_not_named_come_along():
+    asked = []
+    assert with_ancestors("PC", lambda head: asked.append(head) or PARENTS[head]) == ["P", "A", "B", "C"]
+    assert sorted(asked) == ["A", "B", "C", "P"]  # each once
 
 
-def test_a_circle_and_a_shared_name_lose_nobody(family, retrained):
-    circle = [
-        with_metadata(family["A"], extends=[{"name": "D", "hash": "0" * 64}]),
-        with_metadata(family["D"], extends=[{"name": "A", "hash": "0" * 64}]),
-    ]
-    assert sorted(names_of(parents_first(circle))) == ["A", "D"]
-    assert names_of(parents_first([family["B"], family["A"], retrained["A"]])) == "AAB"
+@pytest.mark.parametrize(
+    ("parents", "circle"), [({"A": "A"}, "A -> A"), ({"A": "B", "B": "CD", "C": "A"}, "A -> B -> C -> A")]
+)
+def test_heads_that_extend_each_other_in_a_circle(parents, circle):
+    with pytest.raises(ValueError, match=f"Heads cannot extend each other in a circle: {circle}"):
+        with_ancestors("DA", lambda head: parents.get(head, ""))
 
 
 def test_the_hash_is_the_one_that_children_record(family):
@@ -162,7 +170,7 @@ def test_there_are_reasons_exactly_if_a_model_refuses(family, retrained, elsewhe
         files.append(forged)
     model = tiny_model(base_of(files, elsewhere))
     try:
-        for file in parents_first(files):
+        for file in in_order(files):
             model.load_head(file)
         refused = False
     except ValueError:
@@ -178,7 +186,7 @@ def base_of(files, elsewhere) -> int:
 
 def test_an_order_that_was_found_can_be_loaded(family):
     model = tiny_model()
-    for file in parents_first([family[name] for name in "PCDBA"]):
+    for file in in_order([family[name] for name in "PCDBA"]):
         model.load_head(file)
     expected = family_model()
     pixels = torch.ones(1, 3, 16, 16)

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from learnable_memory import heads, tuned_files
+from learnable_memory.ancestry import with_ancestors
 from learnable_memory.commands.model import advise_bfloat16, load_base, resolve_device
 from learnable_memory.commands.places import place_of_base
 from learnable_memory.config import PredictOptions, ValidationOptions
 from learnable_memory.heads import HeadFile
-from learnable_memory.together import check_together, hash_of, parents_first
+from learnable_memory.together import check_together, hash_of
 from learnable_memory.transforms import Preprocessing
 from vit import MemoryCapableViT
 
@@ -162,17 +163,18 @@ def choose_heads(names: Sequence[str], folder: Path) -> ChosenHeads:
                     f"{paths[name]} and {path} both hold a head {name}: two heads of one name cannot answer together."
                 )
             found[name], paths[name] = file, path
-    waiting = list(found)
-    while waiting:
-        child = waiting.pop()
-        for parent in found[child].metadata["extends"]:
+
+    def parents_of(child: str) -> list[str]:
+        parents = found[child].metadata["extends"]
+        for parent in parents:
             name = parent["name"]
             if name not in found:
                 found[name], paths[name] = _find_parent(parent, child, [folder, paths[child].parent], paths[child])
-                waiting.append(name)
                 logger.info("loaded too: %s, which %s extends, from %s", name, child, paths[name])
-    check_together(list(found.values()))
-    in_order = {file.metadata["name"]: file for file in parents_first(list(found.values()))}
+        return [parent["name"] for parent in parents]
+
+    in_order = {name: found[name] for name in with_ancestors(list(found), parents_of)}
+    check_together(list(in_order.values()))
     return ChosenHeads(in_order, paths, asked, folder)
 
 

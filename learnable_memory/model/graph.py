@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from learnable_memory.ancestry import with_ancestors
 from learnable_memory.heads import HeadSpec
 
 
@@ -18,16 +19,7 @@ def ancestors_of(parents: Sequence[Iterable[int]]) -> list[list[int]]:
         for parent in extended:
             if not 0 <= parent < len(parents):
                 raise ValueError(f"Head {head} extends {parent}, but the heads are 0 to {len(parents) - 1}.")
-    closed: dict[int, set[int]] = {}
-
-    def close(head: int, path: tuple[int, ...]) -> set[int]:
-        if head in path:
-            raise ValueError(f"Heads cannot extend each other in a circle: {' -> '.join(map(str, (*path, head)))}.")
-        if head not in closed:
-            closed[head] = set().union(*({parent} | close(parent, (*path, head)) for parent in parents[head]))
-        return closed[head]
-
-    return [sorted(close(head, ())) for head in range(len(parents))]
+    return [sorted(with_ancestors([head], parents.__getitem__)[:-1]) for head in range(len(parents))]
 
 
 class TaskGraph:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learnable_memory import heads as head_files
+from learnable_memory.ancestry import with_ancestors
 from learnable_memory.heads import HeadFile, HeadSpec
 from learnable_memory.model.mixin import Stock
 
@@ -216,10 +217,7 @@ class Registry(Stock):
 
     def with_ancestors(self, names: Iterable[str]) -> list[str]:
         """These heads and all that they are built on, in the model's order: ancestors stand before those who extend."""
-        wanted = set(names)
-        for name in reversed(self.head_names):
-            if name in wanted:
-                wanted.update(self.heads[name].spec.extends)
+        wanted = set(with_ancestors(names, lambda name: self.heads[name].spec.extends))
         return [name for name in self.heads if name in wanted]
 
 
