@@ -127,7 +127,7 @@ def head_hash(spec: HeadSpec, tensors: Mapping[str, torch.Tensor], parents: Sequ
 
 def describe(
     spec: HeadSpec, base: Mapping, hidden_size: int, num_layers: int, parents: Sequence[Mapping],
-    intermediate_size: int | None = None,
+    intermediate_size: int | None = None, readout_width: int | None = None,
 ) -> dict:  # fmt: skip
     """The metadata of a head's file.
 
@@ -135,6 +135,7 @@ def describe(
         base: `{"id", "fingerprint"}` of the base.
         intermediate_size: width inside the MLP; None only for a head without low-rank weights there.
         parents: `{"name", "hash"}` of each head in `spec.extends`, the hash being its `head_hash`.
+        readout_width: of a linear probe, what it reads of an image; None where that is `hidden_size`.
 
     Of a base that is a path the last part is kept: a file travels, and where its owner keeps his is nobody's business.
 
@@ -149,13 +150,13 @@ def describe(
         **record.pop("metadata"), **record, "format_version": FORMAT_VERSION,
         "base": {**base, "id": base["id"] and public_name(base["id"])},
         "hidden_size": hidden_size, "num_layers": num_layers, "intermediate_size": intermediate_size,
-        "extends": list(parents),
+        "extends": list(parents), **({} if readout_width is None else {"readout_width": readout_width}),
     }  # fmt: skip
 
 
 def spec_of(metadata: Mapping) -> HeadSpec:
     """The reverse of `describe`: what `describe` added is taken away, the rest is the spec's own metadata."""
-    own = {key: value for key, value in current(metadata).items() if key not in REQUIRED}
+    own = {key: value for key, value in current(metadata).items() if key not in (*REQUIRED, "readout_width")}
     core = {key: metadata[key] for key in ("name", "num_labels", "memory_tokens", "memory_norm", "class_token")}
     core["low_rank"] = metadata.get("low_rank", {})
     return HeadSpec(**core, extends=tuple(parent["name"] for parent in metadata["extends"]), metadata=own)

@@ -80,7 +80,6 @@ KNOWN: Schema = {
     "metrics": Key(METRICS),
     "training": Key(Each(dict, PLAIN)),  # options by their names, of whatever version
     "versions": Key(Each(dict, TEXT)),
-    "readout_width": Key(WHOLE),  # of a linear probe that reads more than the width
     "notes": Key(Each(dict, PLAIN)),  # whatever anybody wants to add
 }
 HEAD: Schema = {
@@ -96,6 +95,7 @@ HEAD: Schema = {
     "extends": Key(Each(list, {"name": Key(TEXT, True), "hash": Key(TEXT, True)}), True),
     "low_rank": Key(Each(dict, WHOLE, PROJECTIONS), True, since=2),
     "intermediate_size": Key(WHOLE, True, null=True, since=2),
+    "readout_width": Key(WHOLE),
     **KNOWN,
 }
 

@@ -84,7 +84,10 @@ def test_a_head_file(run):
         found = {one_projection(name): len(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     assert found == {name: PAGE.split(f"| `{name}` | [", 1)[1].split("]")[0].count(",") + 1 for name in tensors}
     metadata = header(path, "head")
-    assert set(metadata) == set(top) - {"notes"}  # which training has none of
+    assert set(metadata) == set(top) - {
+        "notes",
+        "readout_width",
+    }  # which training, of a head with a class token, has none of
     assert set(top) == set(head_schema.HEAD) and set(nested) <= set(head_schema.names(head_schema.HEAD))
     parts = {key: metadata[key] for key in NESTED if key != "extends"} | {"extends": {"name": "", "hash": ""}}
     assert {f"{key}.{inner}" for key, part in parts.items() for inner in part} == set(nested)

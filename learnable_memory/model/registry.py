@@ -128,12 +128,12 @@ class Registry(Stock):
         head = self._head(name)
         parents = self._parents(head.spec)
         merged = {**head.spec.metadata, **(metadata or {})}
-        if not head.spec.class_token and head.classifier.in_features != self._size()[0]:
-            merged["readout_width"] = head.classifier.in_features
         spec = dataclasses.replace(head.spec, name=save_as or name, metadata=merged)
         base = {"id": self.base_id, "fingerprint": self.fingerprint}
         width, layers, mlp_width = self._size()
-        head_files.save(path, head.tensors(), head_files.describe(spec, base, width, layers, parents, mlp_width))
+        read = None if spec.class_token or self.readout_width == width else self.readout_width
+        about = head_files.describe(spec, base, width, layers, parents, mlp_width, read)
+        head_files.save(path, head.tensors(), about)
 
     def load_head(self, source: str | os.PathLike | HeadFile) -> str:
         """Add the head in a file, frozen, and return its name.
