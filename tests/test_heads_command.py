@@ -545,7 +545,7 @@ def test_push_shows_before_what_the_metadata_say(folder, capsys, pushed):
     ):  # fmt: skip
         assert f"  {line}" in lines
     assert any(line.startswith('  dataset.name: "folder:pets') for line in lines) and "\x1b" not in "".join(lines)
-    assert not any("ada" in line for line in lines) and len(pushed) == 1
+    assert not any("/ada" in line for line in lines) and len(pushed) == 1
 
 
 def test_fetch_hands_over_what_it_is_told(folder, monkeypatch, capsys):

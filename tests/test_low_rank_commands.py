@@ -249,14 +249,14 @@ def mixed(whole, base, colours, tmp_path_factory):  # noqa: F811
     return folder
 
 
-def test_validation_of_all_together_as_of_each_alone(mixed, capsys):
-    names = ["two", "old", "three", "zero"]
-    validate(mixed, "-m", *names)
+def test_validation_of_all_together_as_of_each_alone(mixed, colours, capsys):  # noqa: F811
+    names, data = ["two", "old", "three", "zero"], ("--datasets", f"folder:{colours}")
+    validate(mixed, "-m", *names, *data)
     together = rows_of(capsys.readouterr().out)
     assert list(together) == names
     assert [row.pop("rank") for row in together.values()] == ["2", "0", "3", "0"]
     for name in names:
-        validate(mixed, "-m", name)
+        validate(mixed, "-m", name, *data)
         alone = rows_of(capsys.readouterr().out)[name]
         assert (alone.pop("rank", None) is None) == (name in ("old", "zero"))  # a column only where there is a rank
         assert alone == together[name]

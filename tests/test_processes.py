@@ -23,8 +23,10 @@ from learnable_memory.commands import data as data_command
 from learnable_memory.commands import predict as predict_command
 from learnable_memory.commands import processes as starting
 from learnable_memory.commands import validation
+from learnable_memory.commands.cross_validation import CrossValidation
 from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import PredictOptions, TrainOptions, ValidationOptions
+from learnable_memory.data import DataSet
 from learnable_memory.evaluate import evaluate
 from learnable_memory.grid import Cell
 from learnable_memory.images import ArrayImages, ImageFiles, ImageSet
@@ -216,14 +218,39 @@ def test_two_processes_predict_what_one_does_and_one_of_them_tells(monkeypatch, 
         assert [answer[2] for answer in ours] == pytest.approx([answer[2] for answer in theirs], abs=1e-6)
 
 
+def test_folds_are_tried_by_two_processes_as_by_one(monkeypatch):
+    whole = eleven()
+    data = DataSet("noise", list("abcdefg"), whole, whole, whole, None, "memory", 0, 0, folds=2)
+    options = TrainOptions(dataset="Digits", batch_size=4, workers=0, device="cpu")
+
+    def with_folds():
+        model = tiny_model()
+        for name in ("A-f0", "A-f1"):
+            add_random_head(model, name, 7, 2)
+        return model
+
+    models = {None: with_folds(), 0: with_folds(), 1: with_folds()}
+
+    def validated(rank=None):
+        cross_validation = CrossValidation(data, ["A"])
+        model = models[rank and rank.process_index]
+        return cross_validation.validate(model, ["A"], PIXELS, options, accelerator=rank)["A"]
+
+    expected = validated()
+    for found in in_two_processes(validated, monkeypatch):
+        assert (found.score.images, found.score.top1) == (11, expected.score.top1)
+        assert found.found.predicted.tolist() == expected.found.predicted.tolist()
+        assert found.found.probability == pytest.approx(expected.found.probability, abs=1e-6)
+
+
 def test_two_processes_look_at_half_the_images_each_and_know_of_all(tmp_path, monkeypatch):
     save_pictures(tmp_path, ["a"], lambda pixels, name: None)
     for broken in (3, 4, 17):
         (tmp_path / "a" / f"{broken}.png").write_bytes(b"")
     names = [f"a/{number}.png" for number in range(20)]
     split, looked = ImageSet(ImageFiles(tmp_path, names), np.zeros(20)), []
-    defect = broken_images.defect
-    monkeypatch.setattr(broken_images, "defect", lambda split, index: looked.append(1) or defect(split, index))
+    look = broken_images._look
+    monkeypatch.setattr(broken_images, "_look", lambda *args: looked.append(1) or look(*args))
     alone = find_broken(split, 0)
     assert list(alone) == [3, 4, 17] and len(looked) == 20
     assert in_two_processes(lambda rank: find_broken(split, 0, accelerator=rank), monkeypatch) == [alone] * 2

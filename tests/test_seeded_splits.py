@@ -14,7 +14,6 @@ import pytest
 
 from image_trees import write_images, write_lines
 from learnable_memory.data import DataSet, load_data_set
-from learnable_memory.sources import folders
 
 CLASSES = {
     "Sun": ["a/abbey", "a/apse/indoor", "z/zoo"],
@@ -59,7 +58,7 @@ def shuffled_listings(monkeypatch: pytest.MonkeyPatch) -> None:
     def shuffled_iterdir(path: Path) -> Iterator[Path]:
         return iter(chance.sample(entries := list(iterdir(path)), len(entries)))
 
-    monkeypatch.setattr(folders.os, "walk", shuffled_walk)
+    monkeypatch.setattr(os, "walk", shuffled_walk)
     monkeypatch.setattr(Path, "iterdir", shuffled_iterdir)
 
 
@@ -89,7 +88,7 @@ def test_splits_do_not_depend_on_the_order_in_which_files_were_made_or_where(tmp
 def test_splits_do_not_depend_on_the_order_of_listings(tmp_path: Path, name: str) -> None:
     write(name, tmp_path)
     assert len({tuple(hashes(load(name, tmp_path))) for _ in range(5)}) == 1
-    orders = {tuple(files) for _ in range(9) for *_, files in folders.os.walk(tmp_path) if len(files) == len(FILES)}
+    orders = {tuple(files) for _ in range(9) for *_, files in os.walk(tmp_path) if len(files) == len(FILES)}
     assert len(orders) > 1  # or nothing was tested
 
 

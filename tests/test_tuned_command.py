@@ -414,7 +414,7 @@ def test_json_says_all_of_it(trained, base, capsys):
     (row,) = found["heads"]
     assert row == {
         "file": str(path), "bytes": path.stat().st_size, "head": "whole", "base": file.metadata["base"], "classes": 3,
-        "data": trained.data.name, "split": "seeded 0", "top1": trained.scores["whole"][0],
+        "data": trained.data.name, "split": "seeded 0", "top1": trained.scores["whole"][0], "checksum": True,
         "preprocessing": {
             "size": "16x16", "name": None,
             "words": "resized to 16x16 (bilinear), mean 0.5 0.5 0.5, std 0.5 0.5 0.5",
@@ -432,4 +432,4 @@ def test_a_damaged_network_is_a_row_too(trained, tmp_path, capsys):
     broken.write_bytes(whole.replace(rb"\"combinable\":false", rb"\"combinable\":true "))
     capsys.readouterr()
     assert run_command(heads_command.main, ["show", str(broken)], prog="prog") == 1
-    assert "combinable is True, but it has to be false." in capsys.readouterr().out
+    assert "what it holds is not what was written, as its checksum tells" in capsys.readouterr().out

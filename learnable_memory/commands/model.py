@@ -94,6 +94,7 @@ def open_base(
             model.remove_head(name)
     else:
         model = MemoryCapableViT.from_base(convert(place))
+    check_channels(base, model.anatomy.channels)
     model.base_id = base  # not the folder in the cache
     preprocessing = preprocessing_of(place, model, own_pixels)
     if image_size is not None:

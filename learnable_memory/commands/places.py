@@ -78,7 +78,8 @@ def place_of_base(base_id: str, folders: Sequence[Path], who: str) -> str:
     """
     if "/" in base_id or Path(base_id).exists():
         return base_id
-    beside = (str(folder / base_id) for folder in folders if (folder / base_id).exists())
+    near = (place / base_id for folder in folders for place in (folder, folder.resolve().parent))
+    beside = (str(place) for place in near if place.exists())
     shipped = SHIPPED_BASE if base_id == Path(SHIPPED_BASE).name else None
     found = find_place("base_model", base_id, folders) or next(beside, shipped)
     if found is None:

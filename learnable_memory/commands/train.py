@@ -144,7 +144,9 @@ def what_changed(began_with: Path, splits: Mapping[str, Any]) -> str:
     if not began_with.exists():
         return ""
     before = json.loads(began_with.read_text(encoding="utf-8"))
-    found = {role: difference(before[role], split) for role, split in splits.items() if role in before}
+    found = {
+        role: difference(before[role], split) for role, split in splits.items() if role in before and role != "labels"
+    }
     return "".join(f" ({role}: {words})" for role, words in found.items() if words)
 
 

@@ -308,7 +308,7 @@ class Base(ImageSize):
             keys.append(seen.key)
 
         parts = next(self.layer_parts())
-        noise = torch.randn(1, 3, *self.image_size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(1, self.anatomy.channels, *self.image_size, generator=torch.Generator().manual_seed(0))
         run = self.run_base(noise.to(self.device), keep, want_states=True)
         linear = parts.split(parts.key(parts.norm1(run.outputs.hidden_states[0])))  # [1, H, N, d]
         return Trial(biases, torch.allclose(linear.float(), keys[0].float(), rtol=1e-3, atol=1e-3))

@@ -222,6 +222,7 @@ class Anatomy:
         family: the row of FAMILIES, or that of no difference.
         listed: whether the family has a row, and so was compared with its own class by the tests.
         special: S, the base's special tokens: class tokens, registers, DeiT's distillation token.
+        channels: of an image.
 
     Raises ValueError, with the reason, if the model cannot be a base.
     """
@@ -237,8 +238,7 @@ class Anatomy:
                 raise ValueError(self.family.refused)
             self.names = layer_names(encoder.get_submodule(self.layers)[0])
             self.patch_size, self.native_size = pair(encoder.config.patch_size), pair(encoder.config.image_size)
-            if getattr(encoder.config, "num_channels", 3) != 3:
-                raise ValueError(f"its images have {encoder.config.num_channels} channels, and they are RGB here")
+            self.channels = int(getattr(encoder.config, "num_channels", 3))
         except (ValueError, AttributeError) as error:
             raise ValueError(f"A {type(model).__name__} ({kind}) cannot be a base: {error}.") from None
         width = encoder.config.hidden_size

@@ -16,7 +16,8 @@ def check_layers(model: Any) -> None:
     if model.anatomy.listed:
         return
     name, seen = "first-token", []  # type: tuple[str, list[Any]]
-    noise = torch.randn(1, 3, *model.image_size, generator=torch.Generator().manual_seed(0)).to(model.device)
+    shape = 1, model.anatomy.channels, *model.image_size
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     try:
         with torch.no_grad():
             model.add_head(name, 1, 0, generator=torch.Generator())
