@@ -184,8 +184,8 @@ def test_files_that_do_not_say_their_base(four, fails):
 def test_data_with_other_classes(four, base, fails):
     written(four / "models" / "Sun_model.pt", old_head(397, 1))
     assert fails(four, "-m", "CIFAR100", "Sun", "--base_model", base) == (
-        "The head Sun has 397 classes, and Sun here (SUN397, a fifth held out) has 3 classes. Give the data that it was "
-        "trained on, by --directory or by their name."
+        "The head Sun has 397 classes, and Sun here (SUN397, a fifth held out) has 3 classes. Give the data that it "
+        "was trained on, by --directory or by their name."
     )
 
 
