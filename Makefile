@@ -7,10 +7,10 @@ RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo figures docs test test-all check clean
+.PHONY: help demo figures docs test test-all test-release check clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## train two heads on the base that ships, put them together, draw
 	$(RUN) learnable_memory demo
@@ -22,10 +22,13 @@ docs: $(STAMP) ## build the API reference and the guide, into build/docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 test: $(STAMP) ## run the fast tests
-	$(RUN) pytest -n 2 --dist loadscope -m "not slow"
+	$(RUN) pytest -n 2 --dist loadscope -m "not slow and not release"
 
 test-all: $(STAMP) ## run the slow tests, which "make test" leaves out
 	$(RUN) pytest -n 2 --dist loadscope -m slow
+
+test-release: $(STAMP) ## run what takes minutes each: notebooks, the wheel, all cards, the documents' commands
+	$(RUN) pytest -m release
 
 check: $(STAMP) ## look for mistakes, formatting that differs, and types that do not fit
 	$(RUN) ruff check .

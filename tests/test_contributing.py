@@ -63,7 +63,7 @@ def test_the_examples_can_be_applied_and_keep_the_style(copy):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_tests_of_the_examples_pass(copy):
     tests = [name for name in FILES if name.startswith("tests/")]
     done = run(copy, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)

@@ -156,7 +156,7 @@ def test_every_command_is_on_the_page_of_commands():
     assert {command.split()[2] for command in shown if command.startswith("-m learnable_memory ")} == set(COMMANDS)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from command_lines import train
 from learnable_memory import heads
 from learnable_memory.__main__ import main
 from learnable_memory.commands import experiment_runs, experiment_together
@@ -14,7 +15,6 @@ from learnable_memory.commands import passes as passes_module
 from learnable_memory.commands.experiment_runs import missing, passes
 from learnable_memory.experiments.card import read_card
 from learnable_memory.experiments.results import Results, unpack_right
-from test_commands import base, brightness, colours, save_base, train  # noqa: F401 (fixtures)
 
 CARD = """
 title: A card
@@ -56,7 +56,7 @@ together:
 
 
 @pytest.fixture(scope="module")
-def card_file(tmp_path_factory, base, colours, brightness):  # noqa: F811
+def card_file(tmp_path_factory, base, colours, brightness):
     folder = tmp_path_factory.mktemp("small")
     text = dedent(CARD).format(base=base, colours=colours, brightness=brightness)
     (folder / "card.yaml").write_text(text)
@@ -82,6 +82,7 @@ def where(folder) -> dict:
     return {"directory": folder, "output": folder / "runs", "workers": 0, "device": "cpu", "no_download": True}
 
 
+@pytest.mark.slow
 def test_runs_are_all_rates_on_the_first_data_seed_and_the_best_on_the_second(ran):
     done = rows(ran)
     per_data = 2 + 2 + 1 + 1 + 1 + 5  # all rates with seed 0, one of each of five methods with seed 1
@@ -107,7 +108,8 @@ def test_masked_heads_share_a_pass_and_others_do_not(ran):
         assert row["seed"] == row["data_seed"]
 
 
-def test_a_run_is_the_one_of_vit_train(ran, tmp_path, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_a_run_is_the_one_of_vit_train(ran, tmp_path, base, colours):
     flags = ["-d", f"folder:{colours}", "-e", "2", "-m", "2", "--lr", "0.1", "--data_seeds", "1", "--seed", "1"]
     train(base, tmp_path, *flags)
     expected = heads.load(tmp_path / "colours_model.safetensors").metadata["metrics"]["eval"]
@@ -127,6 +129,7 @@ def test_what_is_there_does_not_run_again(ran, monkeypatch, capsys):
     assert (ran / "results.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_report_is_the_same_bytes_each_time(ran):
     written = {path.name: path.read_bytes() for path in ran.iterdir() if path.suffix in (".md", ".png")}
     assert set(written) == {"report.md", "accuracy.png"}
@@ -155,6 +158,7 @@ def test_the_first_of_an_extension_and_of_an_unmasked_row_is_as_alone(ran):
     assert unmasked[0]["top1"] == unmasked[0]["alone_top1"]
 
 
+@pytest.mark.slow
 def test_what_an_analysis_needs_is_trained_again_where_it_was_not_kept(ran, tmp_path, caplog):
     text = (ran / "card.yaml").read_text()
     (tmp_path / "card.yaml").write_text(text)
@@ -169,6 +173,7 @@ def test_what_an_analysis_needs_is_trained_again_where_it_was_not_kept(ran, tmp_
     assert again == {key(row): row["top1"] for row in rows(ran, "together")}
 
 
+@pytest.mark.slow
 def test_what_a_pass_learned_survives_an_interruption_before_its_results(card_file, ran, tmp_path, monkeypatch):
     """Its outcomes are on disk, its rows are not: analyses later need what it learned, not what it began with."""
 
@@ -200,6 +205,7 @@ def changed(ran, folder, old: str, new: str):
     return folder / "card.yaml"
 
 
+@pytest.mark.slow
 def test_an_analysis_of_other_heads_is_made_anew(ran, tmp_path):
     card = changed(ran, tmp_path, "heads: {method: 2 cells}", 'heads: {method: "2 cells, after the norm"}')
     before = rows(tmp_path, "together")
@@ -212,6 +218,7 @@ def test_an_analysis_of_other_heads_is_made_anew(ran, tmp_path):
     assert not list((tmp_path / "runs" / "passes").glob("*"))
 
 
+@pytest.mark.slow
 def test_an_extension_never_goes_on_from_one_with_other_parents(ran, tmp_path, monkeypatch, caplog):
     card = changed(ran, tmp_path, "title: A card", "title: It")
     keep = [row for row in rows(tmp_path) + rows(tmp_path, "together") if row.get("analysis") != "extension"]
@@ -239,6 +246,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_interrupted_card_goes_on(card_file, ran, tmp_path, monkeypatch, caplog):
     """Broken off after two passes, and within the third: the rest runs, and the results are those of a whole run."""
     plain, calls = experiment_runs.Pass.run, []
@@ -284,6 +292,7 @@ def test_the_rest_is_planned_for_its_cost(card_file, tmp_path):
     assert len(now) == 2 * 7 and len(whole) == 2 * 12
 
 
+@pytest.mark.slow
 def test_cost_measures_each_kind_of_pass_once(card_file, tmp_path, capsys):
     common = ["--workers", "0", "--device", "cpu", "--no_download", "--output", str(tmp_path)]
     assert main(["experiments", "cost", str(card_file), *common, "--only", "colours"]) == 0
@@ -339,6 +348,7 @@ def test_the_machine_is_named(ran):
     assert all(row["machine"] == {"device": "cpu", "threads": torch.get_num_threads()} for row in rows(ran))
 
 
+@pytest.mark.slow
 def test_list_shows_the_cards_that_ship(capsys):
     assert main(["experiments", "list"]) == 0
     printed = capsys.readouterr().out

@@ -207,6 +207,7 @@ for number in range(40):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_file_lose_no_row(tmp_path, result):
     results, row = Results(tmp_path / "results.jsonl"), json.dumps(result("?"))
     results.append(result("first", text="x" * 2_000_000))  # while a process reads this, another one could write

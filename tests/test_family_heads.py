@@ -168,6 +168,7 @@ def test_a_head_is_trained_and_validated_on_every_family(
     assert head.metadata["metrics"]["eval"]["top1"] == row["top1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["ViT", "DeiT, distilled", "DINOv2 with registers", "npz"])
 def test_heads_of_two_image_sizes_share_a_base(
     family: str, tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture

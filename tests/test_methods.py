@@ -158,7 +158,11 @@ def with_extra_tokens():
 
 
 @pytest.mark.parametrize(
-    ("base", "size"), [(lambda: tiny_model(**PRECISE), 16), (with_extra_tokens, 24)], ids=["plain", "extra tokens"]
+    ("base", "size"),
+    [
+        pytest.param(lambda: tiny_model(**PRECISE), 16, id="plain"),
+        pytest.param(with_extra_tokens, 24, id="extra tokens", marks=pytest.mark.slow),
+    ],
 )
 @any_prompts
 def test_prompts_and_memory_are_those_of_the_papers(spec, read, base, size):

@@ -158,7 +158,7 @@ def state_of_the_tree() -> set[str]:
     return {line for line in lines if not line.startswith("!! runs/") and "__pycache__" not in line}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @each_notebook
 def test_runs_offline_and_leaves_the_tree_as_it_is(path, tmp_path, monkeypatch):
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):

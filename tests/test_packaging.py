@@ -74,7 +74,7 @@ def installed(site: Path, folder: Path, *words: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_wheel_holds_all_files_of_the_package(wheel):
     package = ROOT / "learnable_memory"
     present = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
@@ -83,7 +83,7 @@ def test_the_wheel_holds_all_files_of_the_package(wheel):
     assert inside == wanted
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_installed_commands_train_evaluate_and_predict_outside_of_a_clone(site, tmp_path):
     code = "import learnable_memory, vit; print(learnable_memory.__file__, vit.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(site)}
@@ -106,7 +106,7 @@ def test_installed_commands_train_evaluate_and_predict_outside_of_a_clone(site, 
     assert picture.name in answered.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_data_set_that_ships_is_installed(site, tmp_path):
     shown = installed(
         site, tmp_path, "learnable-memory", "data", "FashionMNIST-subset", "--directory", str(tmp_path), "--no_download"
@@ -115,7 +115,7 @@ def test_the_data_set_that_ships_is_installed(site, tmp_path):
     assert "FashionMNIST-subset: 10 classes" in shown.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("words", "said"),
     [

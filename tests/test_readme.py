@@ -21,7 +21,6 @@ from learnable_memory import commands as learnable_memory_commands
 from learnable_memory import options
 from learnable_memory.__main__ import main as learnable_memory
 from learnable_memory.experiments.card import card_names
-from learnable_memory.experiments.results import Results
 from test_committed_results import tables_of
 from vit import MemoryCapableViT
 
@@ -80,14 +79,18 @@ def parse_only(monkeypatch):
             monkeypatch.setattr(module, "parse", parse)
 
 
-@pytest.mark.parametrize(
-    ("page", "command"), ALL, ids=[f"{page.stem}: {command}" for page, command in ALL]
-)  # fmt: skip
-def test_every_command_has_the_options_that_it_is_given(page, command, parse_only):
-    script, arguments = ours(command)
-    arguments = [argument.replace("RANK", "0") for argument in arguments]
-    with pytest.raises(Parsed):
-        MAINS[script](arguments) if script in MAINS else learnable_memory(arguments)
+def test_every_command_has_the_options_that_it_is_given(parse_only):
+    refused = []
+    for page, command in ALL:
+        script, arguments = ours(command)
+        arguments = [argument.replace("RANK", "0") for argument in arguments]
+        try:
+            MAINS[script](arguments) if script in MAINS else learnable_memory(arguments)
+        except (Parsed, SystemExit) as ended:
+            if isinstance(ended, Parsed):
+                continue
+        refused.append(f"{page.stem}: {command}")
+    assert refused == [] and ALL
 
 
 def test_wrong_options_would_be_seen(parse_only):
@@ -120,7 +123,7 @@ def workplace(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_readmes_commands_run_one_after_the_other(workplace):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment |= {"HF_HUB_OFFLINE": "1", "HOME": str(workplace)}
@@ -201,16 +204,3 @@ def test_the_list_of_experiments_is_whole_and_says_which_ran():
     (table,) = tables_of((ROOT / "docs" / "guide" / "experiments.md").read_text(encoding="utf-8"))
     ran = {name.strip("`"): state == "yes" for name, _, state in rows_of(table)}
     assert ran == {name: (ROOT / "experiments" / name / "results.jsonl").is_file() for name in card_names()}
-
-
-def test_how_many_numbers_full_fine_tuning_learns():
-    rows = Results(ROOT / "experiments" / "here_and_now" / "results.jsonl").rows()
-    sizes: dict[tuple[str, bool], set[int]] = {}
-    for row in rows:
-        if row["method"] == "full" or row["combinable"]:
-            sizes.setdefault((row["labels"]["data"], row["method"] == "full"), set()).add(row["parameters"])
-    data = {name for name, _ in sizes}
-    ratios = [max(sizes[name, True]) / size for name in data for size in sizes[name, False]]
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert "learns 100 to 2,100 times as many numbers" in text
-    assert 100 <= min(ratios) < 110 and 2000 < max(ratios) <= 2100

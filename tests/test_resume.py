@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 import vit_train
+from command_lines import QUICK, same_tensors
+from interruptions import Killed, at_call, kill
 from learnable_memory import heads
 from learnable_memory import train as training
 from learnable_memory.checkpoint import Checkpoint, Interrupted
@@ -23,18 +25,13 @@ from learnable_memory.evaluate import evaluate
 from learnable_memory.optim import Recipe
 from learnable_memory.runlog import RunLog, read_metrics
 from learnable_memory.train import train, train_step
-from test_commands import QUICK, base, colours, same_tensors  # noqa: F401 - fixtures
-from test_train import select_loader, toy, train_loader
+from toy_training import select_loader, toy, train_loader
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS, PER_EPOCH = 2, 3  # 12 images in batches of 4
 STEPS = EPOCHS * PER_EPOCH
 RECIPES = {"A": Recipe(epochs=EPOCHS, lr=0.3), "B": Recipe(epochs=EPOCHS, lr=1e38)}  # B diverges at step 2
 OF_TIME = ("time", "images_per_second", "waited_share", "seconds_left", "peak_memory_bytes")
-
-
-class Killed(Exception):
-    """Stands for an end that no code can prepare for."""
 
 
 # -------------------------------------------------------------------------------------------------- the library
@@ -80,26 +77,6 @@ def assert_same(found, expected):
         assert found.best[name].tensors.keys() == best.tensors.keys()
         assert all(torch.equal(found.best[name].tensors[key], value) for key, value in best.tensors.items())
     assert found.rows == expected.rows
-
-
-def at_call(monkeypatch, place, name, numbers, act, after=False):
-    """Let `act()` happen within the calls of place.name of these numbers, from 1: before or after its own work."""
-    original, calls = getattr(place, name), []
-
-    def counted(*args, **kwargs):
-        calls.append(name)
-        if len(calls) in numbers and not after:
-            act()
-        found = original(*args, **kwargs)
-        if len(calls) in numbers and after:
-            act()
-        return found
-
-    monkeypatch.setattr(place, name, counted)
-
-
-def kill():
-    raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +179,10 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, damage):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+FULL = OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")
+
+
+@pytest.mark.parametrize("error", [FULL[0], pytest.param(FULL[1], marks=pytest.mark.slow)], ids=type)
 def test_a_full_disk_keeps_the_last_state_and_does_not_end_the_training(
     tmp_path, monkeypatch, caplog, undisturbed, error
 ):
@@ -307,7 +287,7 @@ def test_exit_codes_of_signals(capsys, error, code, line):
 
 
 # ----------------------------------------------------------------------------------- the command line, in process
-def flags_of(base, colours, output, *more):  # noqa: F811
+def flags_of(base, colours, output, *more):
     flags = ["--base_model", base, "-d", f"folder:{colours}", "--output", output, "-e", "2", "--lr", "0.3", *more]
     return [*QUICK, *map(str, flags)]
 
@@ -320,7 +300,7 @@ def fails(capsys, flags):
 
 
 @pytest.fixture
-def broken_off(tmp_path, monkeypatch, base, colours):  # noqa: F811
+def broken_off(tmp_path, monkeypatch, base, colours):
     """The flags of a run that was killed at its 8th step of 12."""
     flags = flags_of(base, colours, tmp_path, "--checkpoint_steps", 1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -334,15 +314,13 @@ def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    "change", [("--lr", "0.1"), ("--seed", "1"), ("--batch_size", "6"), ("--number_of_memory_tokens", "2")]
-)
-def test_resume_with_other_options_is_refused(tmp_path, capsys, broken_off, change):
+def test_resume_with_other_options_is_refused(tmp_path, capsys, broken_off):
     before = contents(tmp_path)
-    line = fails(capsys, [*broken_off, "--resume", *change])
-    assert line.startswith(f"prog: error: --resume needs the options of the run in {tmp_path / 'colours_run'}: ")
-    assert change[0] in line
-    assert contents(tmp_path) == before
+    for change in (("--lr", "0.1"), ("--seed", "1"), ("--batch_size", "6"), ("--number_of_memory_tokens", "2")):
+        line = fails(capsys, [*broken_off, "--resume", *change])
+        assert line.startswith(f"prog: error: --resume needs the options of the run in {tmp_path / 'colours_run'}: ")
+        assert change[0] in line
+        assert contents(tmp_path) == before
 
 
 def test_an_interrupted_run_is_neither_resumed_nor_lost_without_being_asked_for(tmp_path, capsys, broken_off):
@@ -358,7 +336,7 @@ def test_an_interrupted_run_is_neither_resumed_nor_lost_without_being_asked_for(
     assert contents(tmp_path) == before
 
 
-def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, colours, broken_off):  # noqa: F811
+def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, colours, broken_off):
     head, metrics = (tmp_path / name for name in ("colours_model.safetensors", "colours_run/metrics.jsonl"))
     # what a machine is told may change
     assert vit_train.main([*broken_off, "--resume", "--checkpoint_steps", "5", "--workers", "1"]) == 0
@@ -376,7 +354,8 @@ def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, c
     assert contents(tmp_path) == before
 
 
-def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_off, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_off, monkeypatch):
     """A file that was added moves others between training and evaluation."""
     photos = tmp_path / "photos"
     for name in ("ant", "bee"):
@@ -394,9 +373,10 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_o
     assert vit_train.main([*flags, "--resume"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_pass_that_has_ended_is_made_again_only_if_what_it_learned_is_lost(
-    tmp_path, base, colours, monkeypatch, kept  # noqa: F811
+    tmp_path, base, colours, monkeypatch, kept
 ):  # fmt: skip
     flags = flags_of(base, colours, tmp_path)
     assert vit_train.main(flags_of(base, colours, tmp_path / "whole")) == 0
@@ -414,13 +394,15 @@ def test_a_pass_that_has_ended_is_made_again_only_if_what_it_learned_is_lost(
     assert same_tensors(tmp_path / "colours_model.safetensors", tmp_path / "whole" / "colours_model.safetensors")
 
 
-def test_overwrite_starts_an_interrupted_run_anew(tmp_path, base, colours, broken_off):  # noqa: F811
+@pytest.mark.slow
+def test_overwrite_starts_an_interrupted_run_anew(tmp_path, base, colours, broken_off):
     assert vit_train.main([*broken_off, "--overwrite"]) == 0
     rows = without_times(tmp_path / "colours_run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 10, 12]
 
 
-def test_resume_without_an_earlier_run_starts_one(tmp_path, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_resume_without_an_earlier_run_starts_one(tmp_path, base, colours):
     assert vit_train.main(flags_of(base, colours, tmp_path, "--resume")) == 0
     assert heads.load(tmp_path / "colours_model.safetensors").metadata["name"] == "colours"
 
@@ -456,13 +438,13 @@ def lines(run):
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
-def long_flags(base, colours, output, *more):  # noqa: F811
+def long_flags(base, colours, output, *more):
     """42 images one by one for 4 epochs: 168 steps, each with a state, and 23 rows in the log."""
     return flags_of(base, colours, output, "-e", 4, "--batch_size", 1, "--checkpoint_steps", 1, *more)
 
 
 @pytest.fixture(scope="module")
-def whole(base, colours, tmp_path_factory):  # noqa: F811
+def whole(base, colours, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     assert vit_train.main(long_flags(base, colours, folder)) == 0
     return folder
@@ -477,7 +459,7 @@ def assert_same_run(found, expected):
 
 
 @pytest.mark.slow
-def test_a_process_killed_again_and_again(tmp_path, base, colours, whole):  # noqa: F811
+def test_a_process_killed_again_and_again(tmp_path, base, colours, whole):
     run = tmp_path / "colours_run"
     # first before there is any state: the end of the first epoch, at 42 steps, would write one
     process = start([*long_flags(base, colours, tmp_path), "--checkpoint_steps", "500"])
@@ -503,7 +485,7 @@ def changed(run, since):
 
 
 @pytest.mark.slow
-def test_a_terminated_process_says_where_it_is_and_goes_on(tmp_path, base, colours, whole):  # noqa: F811
+def test_a_terminated_process_says_where_it_is_and_goes_on(tmp_path, base, colours, whole):
     flags = [*long_flags(base, colours, tmp_path), "--checkpoint_steps", "500"]
     process = start(flags)
     error = end_when(process, lambda: lines(tmp_path / "colours_run") >= 8, signal.SIGTERM)
@@ -517,7 +499,7 @@ def test_a_terminated_process_says_where_it_is_and_goes_on(tmp_path, base, colou
 
 
 @pytest.mark.slow
-def test_a_grid_killed_in_its_second_pass(tmp_path, base, colours):  # noqa: F811
+def test_a_grid_killed_in_its_second_pass(tmp_path, base, colours):
     grid = ("--data_seeds", 0, 1, "--lr", 0.3, 0.1, "--keep_all")
     assert vit_train.main(long_flags(base, colours, tmp_path / "whole", *grid)) == 0
     flags, run = long_flags(base, colours, tmp_path / "killed", *grid), tmp_path / "killed" / "colours_run"

@@ -9,7 +9,7 @@ from learnable_memory.experiments.results import Results
 CARDS = ["table2", "masking", "memory_update", "sizes", "fine_tuning", "prompts"]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("name", CARDS)
 def test_every_line_of_a_card_runs(name, tmp_path):
     assert main(["experiments", "run", name, "--smoke", "--device", "cpu", "--output", str(tmp_path)]) == 0
