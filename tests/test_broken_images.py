@@ -286,6 +286,7 @@ def difference_in_validation(output: Path, capsys: pytest.CaptureFixture) -> str
     return capsys.readouterr().out.split()[-1]
 
 
+@pytest.mark.slow
 def test_training_stops_at_a_broken_image_and_goes_through_without(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -39,6 +39,7 @@ def repeated(card: Card) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------------- all of them
+@pytest.mark.slow
 def test_every_run_is_legal_and_one_method(card: Card) -> None:
     for variant in card.variants():
         (spec,) = train_options(variant).method_specs
@@ -49,6 +50,7 @@ def test_no_two_variants_are_the_same_run(card: Card) -> None:
     assert repeated(card) == []
 
 
+@pytest.mark.slow
 def test_every_dataset_has_the_epochs_that_its_steps_need(card: Card) -> None:
     for variant in card.variants():
         options = train_options(variant)
@@ -238,6 +240,7 @@ def test_here_and_now_has_what_was_asked_for() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- smoke form
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_PAPERS)
 def test_smoke_form_is_legal_small_and_keeps_variants_apart(name: str, tmp_path: Path) -> None:
     card = read_card(FOLDER / name)

@@ -146,7 +146,12 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+FAST = ("ViT", "npz")  # how the others are read, the tests of each family know
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in FAMILIES]
+)
 def test_a_head_is_trained_and_validated_on_every_family(
     family: str, tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture
 ) -> None:
