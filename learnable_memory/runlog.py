@@ -11,6 +11,7 @@ diverged loss stays visible as a row, and every line can be read by any JSON rea
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -162,12 +163,15 @@ def jsonable(value: Any) -> Any:
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot be written as JSON: convert it to a number or text.")
 
 
+_version = functools.cache(metadata.version)  # which reads a file each time
+
+
 def versions() -> dict[str, str]:
     """The versions that results depend on; "not installed" where a package is missing."""
     found = {"python": platform.python_version(), "learnable_memory": learnable_memory.__version__}
     for package in RECORDED_PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            found[package] = _version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found

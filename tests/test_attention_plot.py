@@ -154,7 +154,7 @@ def test_deep_models_show_six_layers_and_the_bars_of_all(tmp_path, drawn, layers
     assert bars.get_xticks().tolist() == list(range(1, layers + 1))
 
 
-@pytest.mark.parametrize("layers", [1, 3, 12, 24])
+@pytest.mark.parametrize("layers", [3, *(pytest.param(layers, marks=pytest.mark.slow) for layers in (1, 12, 24))])
 def test_no_text_runs_into_another_or_out_of_the_picture(tmp_path, drawn, layers):
     images = ["a photo with a name that does not end.jpeg", "two.png"]
     heads = {"base": PLAIN, "child-of-many-heads-with-long-names": PLAIN, "child": PLAIN}

@@ -288,6 +288,7 @@ def difference_in_validation(output: Path, capsys: pytest.CaptureFixture) -> str
     return capsys.readouterr().out.split()[-1]
 
 
+@pytest.mark.slow
 def test_training_stops_at_a_broken_image_and_goes_through_without(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -306,6 +307,7 @@ def test_training_stops_at_a_broken_image_and_goes_through_without(
     assert difference_in_validation(tmp_path / "models", capsys) == "+0.00"
 
 
+@pytest.mark.slow
 def test_broken_images_are_skipped_and_counted_in_the_head(
     tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,8 @@ from datasets import ClassLabel, Dataset, Features
 
 import vit_train
 import vit_validation
+from command_lines import QUICK, rows_of, validate
+from interruptions import Killed, at_call, kill
 from learnable_memory import heads
 from learnable_memory import train as training
 from learnable_memory.class_names import check_classes
@@ -17,8 +19,6 @@ from learnable_memory.commands import run_command
 from learnable_memory.data import DataSet, load_data_set
 from learnable_memory.images import ArrayImages, ImageSet
 from pet_tables import encode
-from test_commands import QUICK, base, rows_of, train, validate  # noqa: F401 - a fixture
-from test_resume import Killed, at_call, kill
 
 MATCHED = "has its classes in another order here: they are matched by their names."
 ANIMALS = ["cat", "dog", "fox"]
@@ -40,7 +40,7 @@ def table(tmp_path) -> Path:
     return write_table(tmp_path / "animals", ANIMALS)
 
 
-def flags_of(base, table, output, *more) -> list[str]:  # noqa: F811
+def flags_of(base, table, output, *more) -> list[str]:
     flags = [*QUICK, "--base_model", base, "--output", output, "--directory", output, "-e", "2", "--lr", "0.3", *more]
     return [*map(str, flags), "-d", f"parquet:{table}", "--name", "animals"]
 
@@ -102,7 +102,7 @@ def test_the_same_classes_are_no_error(labels):
 
 
 # -------------------------------------------------------------------------------------------------------- the commands
-def test_a_head_is_validated_by_the_names_of_its_classes(base, table, tmp_path, capsys, caplog):  # noqa: F811
+def test_a_head_is_validated_by_the_names_of_its_classes(base, table, tmp_path, capsys, caplog):
     vit_train.main(flags_of(base, table, tmp_path))
     where = ["-m", "animals", "--directory", str(tmp_path)]
     validate(tmp_path, *where)
@@ -120,7 +120,7 @@ def test_a_head_is_validated_by_the_names_of_its_classes(base, table, tmp_path, 
     assert "not in the data: fox; only in the data: wolf." in error
 
 
-def test_a_run_goes_on_by_the_names_of_its_classes(base, table, tmp_path, monkeypatch, capsys, caplog):  # noqa: F811
+def test_a_run_goes_on_by_the_names_of_its_classes(base, table, tmp_path, monkeypatch, capsys, caplog):
     vit_train.main(flags_of(base, table, tmp_path / "whole"))
     flags = flags_of(base, table, tmp_path / "out", "--checkpoint_steps", "1")
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -138,7 +138,7 @@ def test_a_run_goes_on_by_the_names_of_its_classes(base, table, tmp_path, monkey
     )
 
 
-def test_a_head_begins_with_another_by_the_names_of_its_classes(base, table, tmp_path, capsys, caplog):  # noqa: F811
+def test_a_head_begins_with_another_by_the_names_of_its_classes(base, table, tmp_path, capsys, caplog):
     vit_train.main(flags_of(base, table, tmp_path))
     again = ["--init_from", "animals", "--name", "more"]
     write_table(table.parent, ["cat", "dog", "wolf"], {"fox": "wolf"})
@@ -152,7 +152,7 @@ def test_a_head_begins_with_another_by_the_names_of_its_classes(base, table, tmp
     assert np.allclose(first.tensors["classifier.weight"], second.tensors["classifier.weight"], atol=1e-6)
 
 
-def test_a_head_on_top_of_another_of_the_same_data_has_its_classes(base, table, tmp_path, capsys, caplog):  # noqa: F811
+def test_a_head_on_top_of_another_of_the_same_data_has_its_classes(base, table, tmp_path, capsys, caplog):
     vit_train.main(flags_of(base, table, tmp_path, "--max_steps", "1"))
     above = ["--extends", "animals", "--name", "above", "--max_steps", "1"]
     write_table(table.parent, ["cat", "dog", "wolf"], {"fox": "wolf"})

@@ -9,16 +9,15 @@ import sys
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
-from PIL import Image
 from transformers import ViTImageProcessor
 
 import vit_predict
 import vit_train
 import vit_validation
+from command_lines import QUICK, rows_of, same_tensors, save_base, save_pictures, train, validate
 from learnable_memory import heads
 from learnable_memory.commands import model as model_command
 from learnable_memory.commands import run_command
@@ -26,56 +25,11 @@ from learnable_memory.headlog import metrics_of
 from learnable_memory.runlog import read_metrics
 from pet_tables import PETS, encode
 from test_scenes import write_sun
-from tiny import tiny_base
 from vit import MemoryCapableViT
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR100 = ROOT.parent / "shared" / "data" / "cifar100"
 BASE_TINY = ROOT / "models" / "base-tiny"
-QUICK = ["--workers", "0", "--batch_size", "8", "--device", "cpu", "--no_download"]
-CHANNELS = {"blue": 2, "green": 1, "red": 0}  # as folders are sorted
-TITLES = ["head", "cells", "images", "top-1", "mean of classes", "top-5", "images/s", "against the file"]
-LEVELS = {"bright": 150, "dark": 0}
-
-
-# ------------------------------------------------------------------------------------------------------------ stand-ins
-def save_base(folder: Path, seed: int = 0, **changes) -> Path:
-    tiny_base(seed, **changes).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
-
-
-def save_pictures(folder: Path, classes: list[str], paint) -> Path:
-    """20 noisy PNGs of 20x20 pixels for each class; `paint(pixels, name)` makes the class visible."""
-    generator = np.random.default_rng(0)
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = generator.integers(0, 100, (20, 20, 3))
-            paint(pixels, name)
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return save_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def colours(tmp_path_factory) -> Path:
-    def paint(pixels, name):
-        pixels[..., CHANNELS[name]] += 120
-
-    return save_pictures(tmp_path_factory.mktemp("pictures") / "colours", list(CHANNELS), paint)
-
-
-@pytest.fixture(scope="module")
-def brightness(tmp_path_factory) -> Path:
-    def paint(pixels, name):
-        pixels += LEVELS[name]
-
-    return save_pictures(tmp_path_factory.mktemp("pictures") / "brightness", list(LEVELS), paint)
 
 
 @pytest.fixture(scope="module")
@@ -87,31 +41,6 @@ def trained(base, colours, brightness, tmp_path_factory) -> Path:
     train(base, folder, "-d", brightness_, "-m", "0", "--epochs", "2", "--lr", "0.1")
     train(base, folder, "-d", digits, "--max_steps", "12", "--batch_size", "32")
     return folder
-
-
-def train(base, output, *flags) -> None:
-    assert vit_train.main([*QUICK, "--base_model", str(base), "--output", str(output), *flags]) == 0
-
-
-def validate(folder, *flags) -> None:
-    assert vit_validation.main([*QUICK, "--models_folder", str(folder), *flags]) == 0
-
-
-def rows_of(printed: str) -> dict[str, dict[str, str]]:
-    """The rows of the table by head, each as column -> text without the speed, which no run repeats."""
-    lines = printed.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["head", "cells"])
-    titles = re.split(r"\s{2,}", lines[start].strip())
-    without_top5 = [title for title in TITLES if title in titles or title != "top-5"]  # where no head has six classes
-    assert [title for title in titles if title != "rank"] == without_top5
-    entries = [line.split() for line in lines[start + 1 :]]
-    rows = [dict(zip(titles, entry, strict=True)) for entry in entries if len(entry) == len(titles)]
-    return {row["head"]: {title: text for title, text in row.items() if title != "images/s"} for row in rows}
-
-
-def same_tensors(first: Path, second: Path) -> bool:
-    first, second = heads.load(first).tensors, heads.load(second).tensors
-    return first.keys() == second.keys() and all(torch.equal(first[name], value) for name, value in second.items())
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -184,6 +113,7 @@ def test_methods_of_heads(tmp_path, base, brightness, method, names, capsys):
     assert rows_of(capsys.readouterr().out)["brightness"]["against the file"] == "+0.00"
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bits_and_another_seed_another_head(tmp_path, base, colours):
     runs = {"first": [], "second": [], "third": ["--seed", "1"]}
     for name, flags in runs.items():
@@ -238,6 +168,7 @@ def test_heads_given_as_files_need_no_flags(trained, capsys):
     assert rows_of(capsys.readouterr().out)["colours"]["against the file"] == "+0.00"
 
 
+@pytest.mark.slow
 def test_all_heads_of_a_file_are_evaluated(trained, tmp_path, capsys):
     """As each is from its own file; `-t` counts for all heads of the file that it stands for."""
     validate(trained, "-m", "brightness", "Digits", "colours")
@@ -526,6 +457,7 @@ def test_a_broken_image_in_a_loading_process_is_one_line_that_names_it(tmp_path,
     assert re.match(r"prog: error: cannot read the image .*/data/a/\d+\.png \(", last) and "Traceback" not in last
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_repeated_without_a_flag(tmp_path, base, brightness):
     (tmp_path / "brightness_run").mkdir()
     (tmp_path / "brightness_run" / "metrics.jsonl").write_text("{}\n")
@@ -533,6 +465,7 @@ def test_an_interrupted_run_is_repeated_without_a_flag(tmp_path, base, brightnes
     assert (tmp_path / "brightness_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_head_on_a_folder_that_has_heads_already(tmp_path, base, brightness):
     model = MemoryCapableViT.from_pretrained(base)
     model.add_head("brightness", 2)
@@ -611,6 +544,7 @@ def test_a_head_that_does_not_say_its_data(trained, tmp_path, capsys):
     assert "The head colours does not say on which data it was trained" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "error"),
     [
@@ -658,6 +592,7 @@ def test_real_images_together_with_digits_score_as_alone(tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------------------ names and selections
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["images", "loss", "top1"])
 def test_a_head_may_be_called_as_a_metric_is(name, base, colours, tmp_path):
     train(base, tmp_path, "-d", f"folder:{colours}", "--name", name, "--max_steps", "2")
@@ -666,6 +601,7 @@ def test_a_head_may_be_called_as_a_metric_is(name, base, colours, tmp_path):
     assert {"train/loss", "select/top1"} <= set().union(*rows)
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_data_seed_are_its_own(base, colours, tmp_path):
     train(base, tmp_path, "-d", f"folder:{colours}", "--data_seeds", "0", "1", "--max_steps", "2", "--name", "two")
     rows = read_metrics(tmp_path / "two_run" / "metrics.jsonl")
@@ -682,6 +618,7 @@ def test_a_name_that_torch_needs_asks_for_another(base, colours, tmp_path, capsy
     assert error.endswith("Give another one with --name.\n")
 
 
+@pytest.mark.slow
 def test_heads_of_both_splits_of_a_data_set_are_validated_on_their_own(base, tmp_path):
     write_sun(tmp_path, partition=True)
     where = ["--directory", str(tmp_path)]
@@ -696,6 +633,7 @@ def test_heads_of_both_splits_of_a_data_set_are_validated_on_their_own(base, tmp
     assert hashes[0] != hashes[1]
 
 
+@pytest.mark.slow
 def test_a_label_column_is_remembered(base, tmp_path):
     """Two columns could be the labels: the one that was named is in the head, and validation takes it again."""
     features = Features({"image": datasets.Image(), "animal": PETS, "mood": ClassLabel(names=["calm", "glad", "sad"])})

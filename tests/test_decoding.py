@@ -230,7 +230,7 @@ def test_heads_that_were_trained_on_each_answer_as_alone(photos: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- end to end
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    from test_commands import save_base
+    from command_lines import save_base
 
     return save_base(tmp_path_factory.mktemp("base"))
 

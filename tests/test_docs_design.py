@@ -1,6 +1,5 @@
 """The design page: its formulas and numbers are those of the code, and of counted tensors."""
 
-import json
 import re
 from pathlib import Path
 
@@ -172,39 +171,3 @@ def test_the_table_of_gains(size):
     forms = [contents(form, N, D, L, H) for form in ("keys_values", "tokens")]
     gains = [f"{expected_gain(form, heads):.1f}" for form in forms for heads in (1, 4, 20)]
     assert rows_of(size)[1] == [size, *gains]
-
-
-def test_numbers_in_the_text():
-    one = computed(**letters_of("ViT-B/32"))
-    kept, head = (4 * one[name] / 1e6 for name in ("kept_by_the_base", "kept_by_a_head"))
-    text = " ".join(PAGE.split())
-    assert f"that is {kept:.1f} MB an image, and {head:.2f} MB for each head" in text
-
-    first, last = (computed(**letters_of("ViT-B/32", r=r)) for r in (1, 8))
-    assert f"with rank 8 another {4 * last['kept_for_low_rank'] / 1e6:.2f} MB." in text
-    more = [f"{100 * (found['head'] / one['head'] - 1):.1f} %" for found in (first, last)]
-    words = "Rank 8 adds {1} to the multiplications of a head of one cell on ViT-B/32, rank 1 {0}."
-    assert words.format(*more) in text
-
-    tiny = computed(N=17, D=192, F=768, L=9, H=3, P=16, p=192, T=1, m=1, r=0, C=100)
-    doubles = [found["base"] / found["head"] for found in (tiny, one, computed(**letters_of("ViT-B/16")))]
-    words = "(N = 17) {:.0f} heads double a pass, on ViT-B/32 {:.0f}, on ViT-B/16 {:.0f}.".format(*doubles)
-    assert words in text
-
-    N, D, F, L = 50, 768, 3072, 12
-    whole, last_keys_and_values = one["base"], 2 * N * D * D
-    saved = cost.base_layer(N, D, F) - last_keys_and_values
-    assert L * cost.base_layer(N, D, F) < whole and f"saves {100 * saved / whole:.1f} % of ViT-B/32" in text
-
-
-def test_the_times_of_low_rank_heads_are_those_that_were_measured():
-    times = []
-    for base in ("b32", "tiny"):
-        measured = json.loads((ROOT / "benchmarks" / f"low_rank_heads_{base}.json").read_text(encoding="utf-8"))
-        (row,) = (row for row in measured["rows"] if (row["heads"], row["kind"]) == (20, "rank 8"))
-        times += [f"{row[what]['time / plain']:.2f}" for what in ("train", "train, cached")]
-    words = (
-        "a training step of 20 heads of rank 8 took {} of the time of 20 plain ones on ViT-B/32 (from the cache {}), "
-        "and {} on `models/base-tiny` ({}), whose own"
-    )
-    assert words.format(*times) in " ".join(PAGE.split())

@@ -90,7 +90,14 @@ def test_no_name_is_left_out() -> None:
     assert {name for name, *_ in CASES if ":" not in name} == set(data_set_names())
 
 
-@pytest.mark.parametrize(("name", "flags", "classes", "images"), CASES, ids=lambda value: str(value)[:40])
+FAST = ("CIFAR100-new20", "Flowers", "parquet:DIR/pets")  # arrays, files and a table: all go the same way from there
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "classes", "images"),
+    [pytest.param(*case, marks=[] if case[0] in FAST else pytest.mark.slow) for case in CASES],
+    ids=lambda value: str(value)[:40],
+)
 def test_a_head_is_trained_and_validated_on_exactly_what_was_held_out(
     name: str, flags: list[str], classes: int, images: tuple[int, int, int], base: Path, tmp_path: Path,
     request: pytest.FixtureRequest, capsys: pytest.CaptureFixture,

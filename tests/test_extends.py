@@ -8,24 +8,14 @@ import pytest
 import torch
 
 import vit_train
+from command_lines import QUICK, rows_of, same_tensors, save_base, train, validate
+from interruptions import Killed, at_call, kill
 from learnable_memory import heads
 from learnable_memory import train as training
 from learnable_memory.commands import run_command
 from learnable_memory.commands import train as train_command
 from oracle import joint_logits
-from test_commands import (  # noqa: F401 - fixtures
-    QUICK,
-    base,
-    brightness,
-    colours,
-    rows_of,
-    same_tensors,
-    save_base,
-    train,
-    validate,
-)
-from test_processes import assert_same_head, launch
-from test_resume import Killed, at_call, kill
+from process_groups import assert_same_head, launch
 from tiny import add_random_head, images
 from vit import MemoryCapableViT
 
@@ -38,7 +28,7 @@ def save_random_head(model: MemoryCapableViT, folder: Path, name: str, *args, **
 
 
 @pytest.fixture
-def models(base, tmp_path) -> Path:  # noqa: F811
+def models(base, tmp_path) -> Path:
     """A folder with the head `A`, with `B` on top of it, and `C` for itself."""
     model = MemoryCapableViT.from_pretrained(base)
     save_random_head(model, tmp_path, "A", 4, 2)
@@ -47,7 +37,7 @@ def models(base, tmp_path) -> Path:  # noqa: F811
     return tmp_path
 
 
-def flags_of(colours, *more) -> list[str]:  # noqa: F811
+def flags_of(colours, *more) -> list[str]:
     return ["-d", f"folder:{colours}", "-e", "2", "--lr", "0.3", *map(str, more)]
 
 
@@ -67,7 +57,7 @@ def fails(capsys, *flags) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ what is learned
-def test_the_child_sees_its_ancestors_and_they_stay_as_they_are(models, base, colours, monkeypatch):  # noqa: F811
+def test_the_child_sees_its_ancestors_and_they_stay_as_they_are(models, base, colours, monkeypatch):
     before = {name: head_of(models, name).tensors for name in "AB"}
     pixels, trained, plain = images(), [], train_command.run_passes
     alone = MemoryCapableViT.from_pretrained(base)
@@ -96,7 +86,8 @@ def test_the_child_sees_its_ancestors_and_they_stay_as_they_are(models, base, co
     assert all(torch.allclose(found[name].logits, expected[name], rtol=0, atol=1e-9) for name in expected)
 
 
-def test_training_differs_with_what_is_extended(models, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_training_differs_with_what_is_extended(models, base, colours):
     """The same seeds, so that nothing but the parents can make a difference; they decide the evaluation too."""
     for folder, extends in (("none", ()), ("A", ("A",)), ("C", ("C",)), ("AC", ("A", "C"))):
         paths = [models / heads.file_name(name) for name in extends]
@@ -110,7 +101,7 @@ def test_training_differs_with_what_is_extended(models, base, colours):  # noqa:
     assert len(losses) == 4
 
 
-def test_validation_repeats_what_training_said(models, base, colours, capsys, caplog):  # noqa: F811
+def test_validation_repeats_what_training_said(models, base, colours, capsys, caplog):
     train(base, models, *flags_of(colours, "--extends", "B"))
     capsys.readouterr()
     caplog.set_level(logging.INFO)
@@ -126,7 +117,8 @@ def test_validation_repeats_what_training_said(models, base, colours, capsys, ca
     assert f"loaded too: A, which B extends, from {where['A']}" in caplog.messages
 
 
-def test_children_of_children_and_files_of_several_heads(models, base, brightness, colours):  # noqa: F811
+@pytest.mark.slow
+def test_children_of_children_and_files_of_several_heads(models, base, brightness, colours):
     train(base, models / "first", *flags_of(brightness, "--extends", models / "B_model.safetensors"))
     heads.save_all(models / "first" / "pair.safetensors", [head_of(models, "A"), head_of(models, "C")])
     for name in "AB":  # the child's parents lie beside it from now on
@@ -138,7 +130,8 @@ def test_children_of_children_and_files_of_several_heads(models, base, brightnes
     assert names_extended(head_of(models / "third")) == ["A", "C"]
 
 
-def test_every_cell_of_a_grid_extends_the_same_heads(models, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_every_cell_of_a_grid_extends_the_same_heads(models, base, colours):
     grid = ("--extends", "B", "--keep_all", "-m", 0, 2, "--data_seeds", 0, 1)
     train(base, models, *flags_of(colours, *grid))
     cells = sorted(path for path in models.glob("colours*_model.safetensors"))
@@ -148,14 +141,16 @@ def test_every_cell_of_a_grid_extends_the_same_heads(models, base, colours):  # 
     assert not any("extends" in heads.read_metadata(path)["training"] for path in cells)
 
 
-def test_a_cache_changes_nothing(models, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_a_cache_changes_nothing(models, base, colours):
     once = ("--views", 1, "--extends", models / "B_model.safetensors")
     for cache in ("none", "memory"):
         train(base, models / cache, *flags_of(colours, *once, "--cache", cache))
     assert same_tensors(*(models / cache / "colours_model.safetensors" for cache in ("none", "memory")))
 
 
-def test_parents_trained_on_other_pixels_are_announced(models, base, colours, caplog):  # noqa: F811
+@pytest.mark.slow
+def test_parents_trained_on_other_pixels_are_announced(models, base, colours, caplog):
     file = head_of(models, "C")
     pixels = {
         "height": 32, "width": 32, "resample": "bilinear", "rescale": 1 / 255, "mean": [0, 0, 0], "std": [1, 1, 1],
@@ -178,7 +173,7 @@ def test_parents_trained_on_other_pixels_are_announced(models, base, colours, ca
 
 # ------------------------------------------------------------------------------------------------------------- resuming
 @pytest.fixture
-def broken_off(models, base, colours, monkeypatch) -> list[str]:  # noqa: F811
+def broken_off(models, base, colours, monkeypatch) -> list[str]:
     """The flags of a run on top of B that was killed at its 8th step of 12."""
     own = ["--base_model", base, "--output", models, "--checkpoint_steps", 1, "--extends", "B"]
     flags = [*QUICK, *map(str, own), *flags_of(colours)]
@@ -188,7 +183,8 @@ def broken_off(models, base, colours, monkeypatch) -> list[str]:  # noqa: F811
     return flags
 
 
-def test_resumed_as_if_nothing_had_happened(models, base, colours, broken_off):  # noqa: F811
+@pytest.mark.slow
+def test_resumed_as_if_nothing_had_happened(models, base, colours, broken_off):
     run = models / "colours_run"
     (recorded,) = json.loads((run / "parents.json").read_text())
     assert recorded["name"] == "B" and len(recorded["hash"]) == 64
@@ -199,8 +195,8 @@ def test_resumed_as_if_nothing_had_happened(models, base, colours, broken_off): 
     assert same_tensors(models / "colours_model.safetensors", whole / "colours_model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["A", "B"])
-def test_a_run_does_not_go_on_with_parents_that_changed(models, base, broken_off, name, capsys):  # noqa: F811
+@pytest.mark.parametrize("name", ["A", pytest.param("B", marks=pytest.mark.slow)])
+def test_a_run_does_not_go_on_with_parents_that_changed(models, base, broken_off, name, capsys):
     """A grandparent counts too: B's hash is made of A's."""
     old = {each: (models / heads.file_name(each)).read_bytes() for each in "AB"}
     model = MemoryCapableViT.from_pretrained(base)
@@ -223,7 +219,7 @@ def test_a_run_does_not_go_on_with_other_names(broken_off, capsys):
 
 # ------------------------------------------------------------------------------------------------------------ wrong use
 @pytest.fixture
-def wrong(models, colours, capsys):  # noqa: F811
+def wrong(models, colours, capsys):
     """The last line with which training ends before its base is looked for, and so before anything is loaded."""
 
     def ending(*flags) -> str:
@@ -260,20 +256,20 @@ def test_parents_without_a_file(models, wrong):
     assert wrong("--extends", "B").startswith("B extends A, whose file is not there: looked for A_model.safetensors")
 
 
-def test_a_linear_probe_is_no_parent(models, base, wrong):  # noqa: F811
+def test_a_linear_probe_is_no_parent(models, base, wrong):
     model = MemoryCapableViT.from_pretrained(base)
     save_random_head(model, models, "A", 2, 0, class_token=False)
     expected = "--extends names A: a linear probe has nothing that other heads could see."
     assert wrong("--extends", "A", "C") == expected
 
 
-def test_a_linear_probe_extends_nothing(models, colours, capsys):  # noqa: F811
+def test_a_linear_probe_extends_nothing(models, colours, capsys):
     with pytest.raises(SystemExit, match="2"):  # seen while the command line is read
         vit_train.main([*QUICK, "--output", str(models), *flags_of(colours, "--extends", "A", "--method", "head")])
     assert "--extends needs class tokens, which linear probes do not have" in capsys.readouterr().err
 
 
-def test_a_parent_of_another_base(models, colours, capsys):  # noqa: F811
+def test_a_parent_of_another_base(models, colours, capsys):
     other = save_base(models / "other", seed=1)
     line = fails(capsys, "--base_model", other, "--output", models, *flags_of(colours, "--extends", "A"))
     assert line.startswith("prog: error: A was trained on another base")
@@ -281,7 +277,7 @@ def test_a_parent_of_another_base(models, colours, capsys):  # noqa: F811
 
 # -------------------------------------------------------------------------------------------------------- two processes
 @pytest.mark.slow
-def test_two_processes_train_the_child_of_one(models, base, colours):  # noqa: F811
+def test_two_processes_train_the_child_of_one(models, base, colours):
     flags = ["--base_model", base, *flags_of(colours, "--extends", models / "B_model.safetensors")]
     for folder in ("one", "two"):
         arguments = [*QUICK, *map(str, flags), "--output", str(models / folder)]

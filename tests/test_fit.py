@@ -14,9 +14,9 @@ from learnable_memory.heads import HeadSpec
 from learnable_memory.optim import HeadOptimizers, Recipe, low_rank_of, rate_factor
 from learnable_memory.train import train
 from learnable_memory.train_step import train_step
-from test_grid import outcome
-from test_train import difference, select_loader, toy, train_loader
+from outcomes import outcome
 from tiny import tiny_model
+from toy_training import difference, select_loader, toy, train_loader
 
 STEPS = 8
 GRADIENTS = torch.randn(STEPS, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -8,18 +8,19 @@ import pytest
 import torch
 
 import vit_train
+from command_lines import train, validate
+from interruptions import Killed, at_call, kill
 from learnable_memory import heads, out_of_fold
 from learnable_memory import train as training
 from learnable_memory.grid import Outcome
 from learnable_memory.optim import HeadOptimizers
-from test_commands import base, colours, train, validate  # noqa: F401 - fixtures
-from test_resume import Killed, at_call, fails, flags_of, kill
+from test_resume import fails, flags_of
 
 GRID = ("--lr", "0.0001", "0.3", "--rank", "0", "2", "--folds", "3", "-e", "3")
 
 
 @pytest.fixture(scope="module")
-def crossed(base, colours, tmp_path_factory):  # noqa: F811
+def crossed(base, colours, tmp_path_factory):
     """Four cells, of which two learn nothing, cross-validated in three folds."""
     folder = tmp_path_factory.mktemp("crossed")
     train(base, folder, "-d", f"folder:{colours}", *GRID, "--keep_all")
@@ -73,7 +74,8 @@ def test_the_head_that_is_kept_is_evaluated_as_any_other(crossed, capsys):
     assert "+0.00" in capsys.readouterr().out
 
 
-def test_a_single_head_has_curves_and_predictions(base, colours, tmp_path, capsys):  # noqa: F811
+@pytest.mark.slow
+def test_a_single_head_has_curves_and_predictions(base, colours, tmp_path, capsys):
     train(base, tmp_path, "-d", f"folder:{colours}", "--folds", "2", "-e", "2", "--cache", "memory", "--ema", "0.5")
     assert (tmp_path / "colours_curves.png").read_bytes().startswith(b"\x89PNG\r\n")
     found = out_of_fold.load(tmp_path / "colours_out_of_fold.json")
@@ -83,7 +85,8 @@ def test_a_single_head_has_curves_and_predictions(base, colours, tmp_path, capsy
     assert str(tmp_path / "colours_out_of_fold.json") in printed
 
 
-def test_a_cross_validated_run_goes_on_where_it_was(base, colours, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_a_cross_validated_run_goes_on_where_it_was(base, colours, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = ("--folds", "2", "--checkpoint_steps", "1")
     assert vit_train.main(flags_of(base, colours, whole, *flags)) == 0
@@ -97,7 +100,8 @@ def test_a_cross_validated_run_goes_on_where_it_was(base, colours, tmp_path, mon
     assert all(torch.equal(one.tensors[name], tensor) for name, tensor in other.tensors.items())
 
 
-def test_data_seeds_draw_other_folds(base, colours, tmp_path):  # noqa: F811
+@pytest.mark.slow
+def test_data_seeds_draw_other_folds(base, colours, tmp_path):
     flags = ("--folds", "2", "-e", "1", "--data_seeds", "0", "1", "--keep_all")
     train(base, tmp_path, "-d", f"folder:{colours}", *flags)
     record = json.loads((tmp_path / "colours_grid.json").read_text(encoding="utf-8"))
@@ -109,7 +113,8 @@ def test_data_seeds_draw_other_folds(base, colours, tmp_path):  # noqa: F811
     assert first.image == second.image and first.fold.tolist() != second.fold.tolist()
 
 
-def test_a_later_run_without_folds_leaves_no_predictions_of_another_head(base, colours, tmp_path):  # noqa: F811
+@pytest.mark.slow
+def test_a_later_run_without_folds_leaves_no_predictions_of_another_head(base, colours, tmp_path):
     train(base, tmp_path, "-d", f"folder:{colours}", "--folds", "2", "-e", "1")
     assert (tmp_path / "colours_out_of_fold.json").exists()
     train(base, tmp_path, "-d", f"folder:{colours}", "-e", "1", "--overwrite")
@@ -129,7 +134,7 @@ def diverging_fold(monkeypatch):
     monkeypatch.setattr(HeadOptimizers, "loss", loss)
 
 
-def test_a_cell_with_a_diverged_fold_has_diverged(base, colours, tmp_path, diverging_fold, caplog):  # noqa: F811
+def test_a_cell_with_a_diverged_fold_has_diverged(base, colours, tmp_path, diverging_fold, caplog):
     train(base, tmp_path, "-d", f"folder:{colours}", "--folds", "3", "-e", "1", "--lr", "0.1", "0.3")
     whole, broken = cells_of(tmp_path)
     assert (whole.cell.lr, whole.diverged_at, broken.diverged_at) == (0.1, None, 2)
@@ -138,12 +143,13 @@ def test_a_cell_with_a_diverged_fold_has_diverged(base, colours, tmp_path, diver
     assert any("counts as diverged, for its head without fold 1 has" in message for message in caplog.messages)
 
 
-def test_a_single_cell_with_a_diverged_fold_is_one_line(base, colours, tmp_path, diverging_fold, capsys):  # noqa: F811
+def test_a_single_cell_with_a_diverged_fold_is_one_line(base, colours, tmp_path, diverging_fold, capsys):
     line = fails(capsys, flags_of(base, colours, tmp_path, "--folds", "3"))  # its rate is 0.3
     assert "has diverged: lower --lr, and start anew with --overwrite." in line
 
 
-def test_parents_that_have_seen_what_is_held_out_are_named(base, colours, tmp_path, caplog):  # noqa: F811
+@pytest.mark.slow
+def test_parents_that_have_seen_what_is_held_out_are_named(base, colours, tmp_path, caplog):
     data = f"folder:{colours}"
     train(base, tmp_path, "-d", data, "--name", "parent", "-e", "1")
     train(base, tmp_path, "-d", data, "--name", "plain", "-e", "1", "--extends", "parent")
@@ -153,7 +159,8 @@ def test_parents_that_have_seen_what_is_held_out_are_named(base, colours, tmp_pa
     assert len(out_of_fold.load(tmp_path / "child_out_of_fold.json")) == 48
 
 
-def test_broken_images_are_counted_once(base, colours, tmp_path):  # noqa: F811
+@pytest.mark.slow
+def test_broken_images_are_counted_once(base, colours, tmp_path):
     pictures = shutil.copytree(colours, tmp_path / "colours")
     broken = pictures / out_of_fold_image(base, pictures, tmp_path / "first")
     broken.write_bytes(b"no image")
@@ -164,18 +171,18 @@ def test_broken_images_are_counted_once(base, colours, tmp_path):  # noqa: F811
     assert record["splits"]["train"] == record["splits"]["select"] and record["splits"]["train"]["images"] == 47
 
 
-def out_of_fold_image(base, pictures, folder) -> str:  # noqa: F811
+def out_of_fold_image(base, pictures, folder) -> str:
     """The name of a training image."""
     train(base, folder, "-d", f"folder:{pictures}", "--folds", "2", "-e", "1")
     return out_of_fold.load(folder / "colours_out_of_fold.json").image[0]
 
 
-def test_too_many_folds_are_one_line(base, colours, tmp_path, capsys):  # noqa: F811
+def test_too_many_folds_are_one_line(base, colours, tmp_path, capsys):
     line = fails(capsys, flags_of(base, colours, tmp_path, "--folds", "17"))
     assert "17 folds need a class of at least 17 images, and the largest has 16: take fewer." in line
 
 
-def test_other_folds_are_no_resumed_run(base, colours, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_other_folds_are_no_resumed_run(base, colours, tmp_path, capsys, monkeypatch):
     flags = ("--checkpoint_steps", "1", "--folds")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_call(patch, training, "train_step", [3], kill)

@@ -268,6 +268,7 @@ def run_train(*args: str, **options) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_script_without_network_says_that_it_uses_digits(tmp_path):
     ran = run_train("--no_download", "--steps", "2", "--directory", str(tmp_path), cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -281,12 +282,6 @@ def test_the_script_without_network_says_that_it_uses_digits(tmp_path):
     assert not any(float(row[5]) > 1e-5 for row in rows)
 
 
-def test_wrong_use_of_the_script():
-    ran = run_train("--steps", "0")
-    assert ran.returncode == 2
-    assert ran.stderr.endswith("train.py: error: --steps is 0, but it has to be 1 or more\n")
-
-
 @pytest.fixture(scope="module")
 def train():
     """`mnist/train.py`, which finds its neighbour as scripts do."""
@@ -296,6 +291,13 @@ def train():
     finally:
         sys.path.remove(str(FOLDER))
         sys.modules.pop("model", None)
+
+
+def test_wrong_use_of_the_script(train, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--steps", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        train.main()
+    assert capsys.readouterr().err.endswith("train.py: error: --steps is 0, but it has to be 1 or more\n")
 
 
 def test_digits_are_split_by_class_and_look_like_mnist(train):

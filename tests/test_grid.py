@@ -16,42 +16,13 @@ from learnable_memory.grid import Cell, Kind, Outcome, accuracies, best, by_kind
 from learnable_memory.heads import HeadSpec
 from learnable_memory.method_spec import MethodSpec
 from learnable_memory.runlog import jsonable
+from outcomes import outcome, score
 
 RATES = st.floats(min_value=sys.float_info.min, max_value=1e300)
 
 
 def options(**values) -> TrainOptions:
     return TrainOptions(**{"dataset": "Digits"} | values)
-
-
-def score(top1: float, loss: float | None = 1.0) -> dict:
-    return {"images": 100, "top1": top1, "top5": 1.0, "loss": loss, "images_per_second": 10.0}
-
-
-def outcome(
-    select: float | None,
-    eval: float | None = None,
-    *,
-    tokens: int | None = 5,
-    lr: float = 0.1,
-    seed: int = 0,
-    loss: float | None = 1.0,
-    diverged_at: int | None = None,
-    data_seed: int = 0,
-) -> Outcome:
-    """An outcome with these accuracies; `tokens=None` is a linear probe, 0 is head+class."""
-    method = "head" if tokens is None else "memory" if tokens else "head+class"
-    cell = Cell(MethodSpec(method, tokens or 0), lr, seed)
-    return Outcome(
-        cell,
-        head=f"Digits_{cell.name}",
-        data_seed=data_seed,
-        parameters=100,
-        epoch=None if select is None else 3,
-        diverged_at=diverged_at,
-        select=None if select is None else score(select, loss),
-        eval=None if eval is None else score(eval),
-    )
 
 
 # --------------------------------------------------------------------------------------------------------------- cells

@@ -17,7 +17,7 @@ from learnable_memory import plots
 from learnable_memory.grid import Outcome
 from learnable_memory.grid_plot import grid_accuracy
 from learnable_memory.method_spec import MethodSpec
-from test_grid import outcome
+from outcomes import outcome
 
 ORANGE, GREEN = plots.HEADS[:2]
 
@@ -185,7 +185,7 @@ def test_the_axis_holds_every_run_and_has_no_mark_outside_of_0_to_100_percent(tm
 
 
 @pytest.mark.drawing
-@pytest.mark.parametrize("runs", [GRID, DIVERGED, GRID[:1]])
+@pytest.mark.parametrize("runs", [GRID, *(pytest.param(runs, marks=pytest.mark.slow) for runs in (DIVERGED, GRID[:1]))])
 def test_nothing_reaches_out_of_the_picture_or_over_the_panels(tmp_path, drawn, runs):
     rates = (0.001, 0.003, 0.01, 0.03)
     many = [outcome(0.5, 0.5, lr=lr, seed=seed) for lr in rates for seed in (0, 1)]

@@ -249,10 +249,11 @@ def test_what_no_answer_depends_on_may_be_there_or_not(tmp_path: Path) -> None:
     ("change", "base_id"),
     [
         ({}, "google/vit-base-patch32-224-in21k"),
-        ({"width": 384}, None),
-        ({"layers": 6}, None),
         ({"patch": 16}, None),
-        ({"side": 12}, None),
+        *(
+            pytest.param(change, None, marks=pytest.mark.slow)
+            for change in ({"width": 384}, {"layers": 6}, {"side": 12})
+        ),
     ],
 )
 def test_the_base_that_was_published_has_a_name(tmp_path: Path, change: dict[str, int], base_id: str | None) -> None:

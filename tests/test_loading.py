@@ -107,8 +107,13 @@ def test_batches_have_shapes_and_dtypes() -> None:
     assert len(batches(drop_last=True)) == 4
 
 
-@pytest.mark.parametrize("views", VIEWS)
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    ("views", "shuffle"),
+    [
+        pytest.param(views, number % 2 == 0, marks=pytest.mark.slow if number else [])  # processes take a second
+        for number, views in enumerate(VIEWS)
+    ],
+)
 def test_workers_do_not_change_a_bit(views: str, shuffle: bool) -> None:
     expected = batches(epoch=3, seed=5, views=views, shuffle=shuffle)
     assert same_bits(expected, batches(epoch=3, seed=5, views=views, shuffle=shuffle, workers=2))
@@ -171,8 +176,7 @@ def test_global_random_state_is_not_read() -> None:
     assert same_bits(one, batches(shuffle=True))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("batch_size", [1, 7, 22, 64])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (7, 2), (22, 0), (64, 0)])
 def test_evaluation_sees_every_image_once(workers: int, batch_size: int) -> None:
     images = some_images(22)
     loader = make_loader(images, PREPROCESSING.eval_transform(), batch_size, workers=workers)

@@ -1,6 +1,7 @@
 """Heads with low-rank weights through training and the command lines: cache, resume, grid, extension, serving."""
 
 import copy
+import functools
 import json
 
 import pytest
@@ -10,6 +11,10 @@ from safetensors.torch import save_file
 
 import vit_predict
 import vit_train
+from command_lines import QUICK, rows_of, same_tensors, validate
+from command_lines import train as train_command
+from feature_caches import COUNT, built
+from interruptions import Killed, at_call, kill
 from learnable_memory import heads
 from learnable_memory import train as training
 from learnable_memory.features import CachedLoader
@@ -18,22 +23,10 @@ from learnable_memory.optim import Recipe
 from learnable_memory.projections import PROJECTIONS
 from learnable_memory.train import train
 from oracle import joint_logits
-from test_commands import (  # noqa: F401 - fixtures
-    QUICK,
-    base,
-    brightness,
-    colours,
-    rows_of,
-    same_tensors,
-    validate,
-)
-from test_commands import train as train_command
-from test_features import COUNT, built
-from test_processes import assert_same_head, launch
-from test_resume import Killed, at_call, kill
-from test_train import PREPROCESSING, after_each_epoch, difference, fit  # noqa: F401 - a fixture
-from test_train import colours as picture_set
+from process_groups import assert_same_head, launch
 from tiny import add_random_head, images, tiny_model
+from toy_training import PREPROCESSING, difference, fit, select_loader
+from toy_training import colours as picture_set
 from vit import BaseTokens, MemoryCapableViT
 
 KINDS = {
@@ -61,7 +54,7 @@ def ranked(path) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------------ training
 def trained(source: str, folder=None, form: str = "keys_values") -> dict[str, torch.Tensor]:
     """All heads after three epochs; `source`: none, memory or disk."""
-    model, loaders = untrained(), []
+    model, loaders = untrained(num_hidden_layers=2), []
     for image_set, kind in ((picture_set(COUNT), "crop_flip"), (picture_set(9, seed=1), None)):
         batches = EpochBatches(len(image_set), 5, 0, shuffle=kind is not None, views=1)
         if source == "none":
@@ -70,15 +63,18 @@ def trained(source: str, folder=None, form: str = "keys_values") -> dict[str, to
         else:
             cache = built(model, image_set, 1, folder, kind, form=form)
             loaders.append(CachedLoader(cache, image_set, batches, BaseTokens, torch.float32))
-    train(model, list(KINDS), *loaders, Recipe(3, 0.05), progress=False)
+    train(model, list(KINDS), *loaders, Recipe(2, 0.05), progress=False)
     return dict(model.heads.state_dict())
+
+
+from_pixels = functools.cache(functools.partial(trained, "none"))
 
 
 @pytest.mark.parametrize(
     ("source", "form", "bound"), [("memory", "keys_values", 0), ("disk", "keys_values", 0), ("memory", "tokens", 1e-5)]
 )
 def test_from_a_cache_as_from_pixels(source, form, bound, tmp_path):
-    found, expected = trained(source, tmp_path if source == "disk" else None, form), trained("none")
+    found, expected = trained(source, tmp_path if source == "disk" else None, form), from_pixels()
     assert sum(".low_rank." in name for name in expected) == 2 * (4 + 4 + 2 + 2 + 6)
     for name, value in expected.items():
         assert (found[name] - value).abs().max() <= bound, name
@@ -87,24 +83,24 @@ def test_from_a_cache_as_from_pixels(source, form, bound, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "rates", "tolerance"),
+    ("changes", "rates", "tolerance", "compared"),
     [
-        ({"dtype": torch.float64, "attn_implementation": "sdpa"}, (0.01, 0.03, 0.1, 0.3, 0.3, 0.1), 1e-9),
-        ({}, (0.01, 0.03, 0.03, 0.01, 0.03, 0.01), 1e-6),
-        ({}, (0.3, 0.3, 0.3, 0.3, 0.1, 0.3), 1e-4),
+        ({"dtype": torch.float64, "attn_implementation": "sdpa"}, (0.01, 0.03, 0.1, 0.3, 0.3, 0.1), 1e-9, "BE"),
+        pytest.param({}, (0.01, 0.03, 0.03, 0.01, 0.03, 0.01), 1e-6, KINDS, marks=pytest.mark.slow),
+        pytest.param({}, (0.3, 0.3, 0.3, 0.3, 0.1, 0.3), 1e-4, KINDS, marks=pytest.mark.slow),
     ],
     ids=["float64", "float32 up to 0.03", "float32 up to 0.3"],
 )
-def test_all_ranks_in_one_pass_as_each_alone(after_each_epoch, changes, rates, tolerance):  # noqa: F811
+def test_all_ranks_in_one_pass_as_each_alone(after_each_epoch, changes, rates, tolerance, compared):
     """50 steps, as of plain heads: one epoch's weights are as good as another's to compare, so the last ones are."""
     recipes = {name: Recipe(epochs=9, lr=rate, max_steps=50) for name, rate in zip(KINDS, rates, strict=True)}
     after_each_epoch.accuracies = [epoch / 9 for epoch in range(9)] * (len(KINDS) + 1)
-    together = untrained(**changes)
+    together = untrained(num_hidden_layers=2, **changes)
     start = copy.deepcopy(together.heads)
-    fit(together, list(KINDS), recipes)
-    for name in KINDS:
-        alone = untrained(**changes)
-        fit(alone, [name], recipes[name])
+    fit(together, list(KINDS), recipes, select=select_loader(3))
+    for name in compared:
+        alone = untrained(num_hidden_layers=2, **changes)
+        fit(alone, [name], recipes[name], select=select_loader(3))
         assert difference(together.heads[name], alone.heads[name]) < tolerance, name
         for update in together.heads[name].low_rank.values():
             assert update.up.abs().max() > 100 * tolerance
@@ -124,12 +120,12 @@ def test_a_head_that_diverges_leaves_those_of_its_rank_alone():
 GRID = ("--rank", 0, 2, 3, "--rank_of", "query", "key", "mlp_out", "-m", 2, "--lr", 0.3, "-e", 2, "--keep_all")
 
 
-def flags_of(base, colours, output, *more) -> list[str]:  # noqa: F811
+def flags_of(base, colours, output, *more) -> list[str]:
     return [*QUICK, *map(str, ("--base_model", base, "-d", f"folder:{colours}", "--output", output, *GRID, *more))]
 
 
 @pytest.fixture(scope="module")
-def whole(base, colours, tmp_path_factory):  # noqa: F811
+def whole(base, colours, tmp_path_factory):
     """The folder of a grid of three ranks that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     assert vit_train.main(flags_of(base, colours, folder)) == 0
@@ -140,7 +136,7 @@ def cells_of(folder) -> list[str]:
     return sorted(path.name for path in folder.glob("*_model.safetensors"))
 
 
-def test_a_grid_of_ranks_names_and_writes_each(whole, base):  # noqa: F811
+def test_a_grid_of_ranks_names_and_writes_each(whole, base):
     names = [f"colours-m2{rank}_lr0p3_s0" for rank in ("", "-r2", "-r3")]
     assert cells_of(whole) == sorted([*(heads.file_name(name) for name in names), "colours_model.safetensors"])
     found = [ranked(whole / heads.file_name(name)) for name in names]
@@ -153,7 +149,8 @@ def test_a_grid_of_ranks_names_and_writes_each(whole, base):  # noqa: F811
     assert set(ranked(whole / "colours_model.safetensors").values()) == ({best["rank"]} - {0})
 
 
-def test_each_cell_is_the_head_that_it_would_be_alone(whole, base, colours, tmp_path):  # noqa: F811
+@pytest.mark.slow
+def test_each_cell_is_the_head_that_it_would_be_alone(whole, base, colours, tmp_path):
     for rank in (2, 3):
         train_command(base, tmp_path / str(rank), *flags_of(base, colours, tmp_path / str(rank), "--rank", rank))
         alone = heads.load(tmp_path / str(rank) / "colours_model.safetensors").tensors
@@ -162,8 +159,8 @@ def test_each_cell_is_the_head_that_it_would_be_alone(whole, base, colours, tmp_
         assert max((together[name] - value).abs().max() for name, value in alone.items()) < 1e-4
 
 
-@pytest.mark.parametrize("step", [3, 9])
-def test_killed_and_resumed_as_undisturbed(whole, base, colours, tmp_path, monkeypatch, step):  # noqa: F811
+@pytest.mark.parametrize("step", [9, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_and_resumed_as_undisturbed(whole, base, colours, tmp_path, monkeypatch, step):
     flags = flags_of(base, colours, tmp_path, "--checkpoint_steps", 1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_call(patch, training, "train_step", [step], kill)
@@ -174,17 +171,18 @@ def test_killed_and_resumed_as_undisturbed(whole, base, colours, tmp_path, monke
     assert all(same_tensors(tmp_path / name, whole / name) for name in cells_of(whole))
 
 
-@pytest.mark.parametrize("change", [("--rank", "0", "2"), ("--rank_of", "query")], ids=" ".join)
-def test_a_run_does_not_go_on_with_other_ranks(base, colours, tmp_path, monkeypatch, change):  # noqa: F811
+def test_a_run_does_not_go_on_with_other_ranks(base, colours, tmp_path, monkeypatch):
     flags = flags_of(base, colours, tmp_path, "--checkpoint_steps", 1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_call(patch, training, "train_step", [3], kill)
         vit_train.main(flags)
-    with pytest.raises(ValueError, match=f"--resume needs the options of the run in .*: {change[0]} differ"):
-        vit_train.main([*flags, "--resume", *change])
+    for change in (("--rank", "0", "2"), ("--rank_of", "query")):
+        with pytest.raises(ValueError, match=f"--resume needs the options of the run in .*: {change[0]} differ"):
+            vit_train.main([*flags, "--resume", *change])
 
 
-def test_a_cache_changes_nothing(whole, base, colours, tmp_path):  # noqa: F811
+@pytest.mark.slow
+def test_a_cache_changes_nothing(whole, base, colours, tmp_path):
     for folder, cache in (("none", ("--views", 1)), ("memory", ("--cache", "memory")), ("disk", ("--cache", "disk"))):
         where = ("--cache_folder", tmp_path / "cache") if folder == "disk" else ()
         assert vit_train.main(flags_of(base, colours, tmp_path / folder, *cache, *where)) == 0
@@ -194,7 +192,7 @@ def test_a_cache_changes_nothing(whole, base, colours, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_heads_of_one(whole, base, colours, tmp_path):  # noqa: F811
+def test_two_processes_train_the_heads_of_one(whole, base, colours, tmp_path):
     launch(flags_of(base, colours, tmp_path))
     assert cells_of(tmp_path) == cells_of(whole)
     for name in cells_of(whole):
@@ -202,7 +200,7 @@ def test_two_processes_train_the_heads_of_one(whole, base, colours, tmp_path):  
 
 
 # ---------------------------------------------------------------------------------------------------------- extension
-def test_a_ranked_child_of_a_ranked_parent_is_the_oracles(whole, base, brightness, tmp_path):  # noqa: F811
+def test_a_ranked_child_of_a_ranked_parent_is_the_oracles(whole, base, brightness, tmp_path):
     parent = whole / "colours-m2-r3_lr0p3_s0_model.safetensors"
     before = parent.read_bytes()
     child = ("-m", "1", "--rank", "2", "--rank_of", "value", "output", "-e", "2", "--lr", "0.3")
@@ -220,7 +218,7 @@ def test_a_ranked_child_of_a_ranked_parent_is_the_oracles(whole, base, brightnes
     assert all(torch.allclose(found[name].logits, expected[name], rtol=0, atol=1e-9) for name in found)
 
 
-def test_another_rank_of_the_parent_is_another_parent(base, tmp_path):  # noqa: F811
+def test_another_rank_of_the_parent_is_another_parent(base, tmp_path):
     model = MemoryCapableViT.from_pretrained(base)
     add_random_head(model, "A", 3, 1, rank=2)
     add_random_head(model, "B", 3, 1, extends=("A",))
@@ -236,7 +234,7 @@ def test_another_rank_of_the_parent_is_another_parent(base, tmp_path):  # noqa: 
 
 # ---------------------------------------------------------------------------------- vit_validation.py, vit_predict.py
 @pytest.fixture(scope="module")
-def mixed(whole, base, colours, tmp_path_factory):  # noqa: F811
+def mixed(whole, base, colours, tmp_path_factory):
     """A folder with heads of rank 0, 2 and 3 and, in a file of format version 1, one that knows no ranks."""
     folder = tmp_path_factory.mktemp("mixed")
     for rank, name in (("", "zero"), ("-r2", "two"), ("-r3", "three")):
@@ -249,7 +247,7 @@ def mixed(whole, base, colours, tmp_path_factory):  # noqa: F811
     return folder
 
 
-def test_validation_of_all_together_as_of_each_alone(mixed, colours, capsys):  # noqa: F811
+def test_validation_of_all_together_as_of_each_alone(mixed, colours, capsys):
     names, data = ["two", "old", "three", "zero"], ("--datasets", f"folder:{colours}")
     validate(mixed, "-m", *names, *data)
     together = rows_of(capsys.readouterr().out)
@@ -264,7 +262,7 @@ def test_validation_of_all_together_as_of_each_alone(mixed, colours, capsys):  #
     assert {**together["old"], "head": "zero"} == together["zero"]
 
 
-def test_predictions_are_those_of_the_model(mixed, base, colours, capsys):  # noqa: F811
+def test_predictions_are_those_of_the_model(mixed, base, colours, capsys):
     names, photo = ["three", "old", "two"], colours / "green" / "3.png"
     capsys.readouterr()
     assert vit_predict.main([str(photo), "--heads", *names, "--json", "--models_folder", str(mixed), *QUICK[:2]]) == 0

@@ -157,6 +157,7 @@ def test_pushed_and_fetched_it_answers_the_same(folder):
 
 
 # ------------------------------------------------------------------------------------------------------------ exported
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_exported_file_answers_as_the_model(format, tmp_path):
     model = family(num_hidden_layers=2)

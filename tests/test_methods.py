@@ -154,7 +154,11 @@ def resized():
 
 
 @pytest.mark.parametrize(
-    ("base", "size"), [(lambda: tiny_model(**PRECISE), 16), (resized, 24)], ids=["plain", "resized"]
+    ("base", "size"),
+    [
+        pytest.param(lambda: tiny_model(**PRECISE), 16, id="plain"),
+        pytest.param(resized, 24, id="resized", marks=pytest.mark.slow),
+    ],
 )
 @any_prompts
 def test_prompts_and_memory_are_those_of_the_papers(spec, read, base, size):

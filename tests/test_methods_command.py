@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vit_train
+from command_lines import QUICK, train, validate
 from learnable_memory import heads, tuned_files
 from learnable_memory.bits import unpack_bits
 from learnable_memory.commands import model as model_module
@@ -16,7 +17,6 @@ from learnable_memory.commands.training_base import TrainingBase
 from learnable_memory.config import TrainOptions
 from learnable_memory.grid import Cell
 from learnable_memory.method_spec import MethodSpec
-from test_commands import QUICK, base, brightness, colours, save_base, train, validate  # noqa: F401 (fixtures)
 from test_convolutional import saved
 
 APART = ["full", "bias", "lora", "vpt-shallow", "vpt-deep"]
@@ -35,20 +35,22 @@ class Stop(Exception):
     pass
 
 
+FLAGS = [
+    *(["--method", method] for method in APART),
+    ["--masking", "none"],
+    ["--masking", "none", "--no-train_class_token"],
+    ["--masking", "none", "--no-memory_norm"],
+    ["--memory_update", "propagate"],
+    ["--memory_update", "additive", "--masking", "none"],
+]
+FAST = (["--method", "full"], ["--method", "lora"], ["--masking", "none"])
+
+
 @pytest.mark.parametrize(
-    "flags",
-    [
-        *(["--method", method] for method in APART),
-        ["--masking", "none"],
-        ["--masking", "none", "--no-train_class_token"],
-        ["--masking", "none", "--no-memory_norm"],
-        ["--memory_update", "propagate"],
-        ["--memory_update", "additive", "--masking", "none"],
-    ],
-    ids=" ".join,
+    "flags", [pytest.param(flags, marks=[] if flags in FAST else pytest.mark.slow) for flags in FLAGS], ids=" ".join
 )
-def test_each_method_leaves_a_file_that_validation_repeats(tmp_path, base, colours, flags, capsys):  # noqa: F811
-    train(base, tmp_path, "-d", f"folder:{colours}", "-e", "2", "--lr", "0.1", *flags)
+def test_each_method_leaves_a_file_that_validation_repeats(tmp_path, base, colours, flags, capsys):
+    train(base, tmp_path, "-d", f"folder:{colours}", "--max_steps", "2", "--lr", "0.1", *flags)
     file = tuned_files.load(tmp_path / "colours_model.safetensors")
     assert file.metadata["combinable"] is False and file.metadata["reason"]
     assert "network " in capsys.readouterr().out
@@ -56,7 +58,8 @@ def test_each_method_leaves_a_file_that_validation_repeats(tmp_path, base, colou
     assert "+0.00" in capsys.readouterr().out
 
 
-def test_a_grid_of_all_methods_is_one_pass_of_heads_and_one_of_each_other(tmp_path, base, colours, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_a_grid_of_all_methods_is_one_pass_of_heads_and_one_of_each_other(tmp_path, base, colours, monkeypatch):
     passes = []
     plain = passes_module.Pass.run
 
@@ -84,7 +87,8 @@ def test_a_grid_of_all_methods_is_one_pass_of_heads_and_one_of_each_other(tmp_pa
     assert not list((tmp_path / "colours_run").glob("*.safetensors"))
 
 
-def test_a_cell_of_a_grid_is_the_run_alone(tmp_path, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_a_cell_of_a_grid_is_the_run_alone(tmp_path, base, colours):
     common = ["-d", f"folder:{colours}", "-e", "2", "--lr", "0.1"]
     train(base, tmp_path / "grid", *common, "--method", "head", "vpt-deep", "full", "-m", "3", "--keep_all")
     for method, name in (("vpt-deep", "colours-vpt-deep3_lr0p1_s0"), ("full", "colours-full_lr0p1_s0")):
@@ -96,7 +100,8 @@ def test_a_cell_of_a_grid_is_the_run_alone(tmp_path, base, colours):  # noqa: F8
         assert all(torch.equal(alone[key], in_grid[key]) for key in alone)
 
 
-def test_one_that_diverges_ends_alone(tmp_path, base, colours, caplog):  # noqa: F811
+@pytest.mark.slow
+def test_one_that_diverges_ends_alone(tmp_path, base, colours, caplog):
     rates = ["--lr", "0.01", "1e30"]
     train(base, tmp_path, "-d", f"folder:{colours}", "-e", "1", *rates, "--method", "full", "head")
     cells = grid_of(tmp_path, "colours")
@@ -106,7 +111,8 @@ def test_one_that_diverges_ends_alone(tmp_path, base, colours, caplog):  # noqa:
     assert "The other passes go on." in caplog.text
 
 
-def test_one_that_breaks_in_its_last_step_ends_alone(tmp_path, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_one_that_breaks_in_its_last_step_ends_alone(tmp_path, base, colours):
     """Its loss and gradients were finite in each step, only its loss on select is not: no other pass is lost."""
     rates = ["--lr", "1e30", "0.1", "--max_steps", "1"]
     train(base, tmp_path, "-d", f"folder:{colours}", "-e", "1", *rates, "--method", "full", "head", "--keep_all")
@@ -118,7 +124,8 @@ def test_one_that_breaks_in_its_last_step_ends_alone(tmp_path, base, colours):  
     assert (tmp_path / "colours-full_lr0p1_s0_model.safetensors").exists()
 
 
-def test_a_diverged_pass_is_not_made_again(tmp_path, base, colours, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_a_diverged_pass_is_not_made_again(tmp_path, base, colours, monkeypatch):
     flags = ["-d", f"folder:{colours}", "-e", "1", "--lr", "1e30", "0.1", "--method", "full", "vpt-deep"]
     plain, trained = passes_module.train, []
 
@@ -140,7 +147,8 @@ def test_a_diverged_pass_is_not_made_again(tmp_path, base, colours, monkeypatch)
     assert log.count('"train/loss/colours-full_lr1e+30_s0"') == 1
 
 
-def test_finished_passes_leave_no_checkpoint(tmp_path, base, colours, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_finished_passes_leave_no_checkpoint(tmp_path, base, colours, monkeypatch):
     states, plain = [], passes_module.train
 
     def looking(*args, **kwargs):
@@ -152,12 +160,13 @@ def test_finished_passes_leave_no_checkpoint(tmp_path, base, colours, monkeypatc
     assert states == [0, 0, 0]
 
 
-def test_alone_a_diverging_method_is_refused_as_a_head_is(tmp_path, base, colours, capsys):  # noqa: F811
+def test_alone_a_diverging_method_is_refused_as_a_head_is(tmp_path, base, colours, capsys):
     flags = ["--base_model", base, "-d", f"folder:{colours}", "-e", "1", "--lr", "1e30", "--method", "full"]
     assert "lower --lr" in refused(capsys, *flags, "--output", tmp_path)
 
 
-def test_a_grid_that_broke_off_goes_on_with_the_passes_that_are_missing(tmp_path, base, colours, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_a_grid_that_broke_off_goes_on_with_the_passes_that_are_missing(tmp_path, base, colours, monkeypatch):
     flags = ["-d", f"folder:{colours}", "-e", "2", "--lr", "0.1", "--method", "full", "head", "vpt-deep", "--keep_all"]
     train(base, tmp_path / "whole", *flags)
     plain, trained = passes_module.train, []
@@ -182,7 +191,8 @@ def test_a_grid_that_broke_off_goes_on_with_the_passes_that_are_missing(tmp_path
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_checkpointing_changes_no_bit(tmp_path, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_checkpointing_changes_no_bit(tmp_path, base, colours):
     for name, flags in {"kept": [], "again": ["--gradient_checkpointing"]}.items():
         train(base, tmp_path / name, "-d", f"folder:{colours}", "-e", "2", "--masking", "none", "-m", "2", *flags)
     kept, again = (
@@ -191,7 +201,8 @@ def test_checkpointing_changes_no_bit(tmp_path, base, colours):  # noqa: F811
     assert all(torch.equal(kept[key], again[key]) for key in kept)
 
 
-def test_full_fine_tuning_in_bfloat16_learns_float32_weights(tmp_path, base, colours, capsys):  # noqa: F811
+@pytest.mark.slow
+def test_full_fine_tuning_in_bfloat16_learns_float32_weights(tmp_path, base, colours, capsys):
     flags = ["-d", f"folder:{colours}", "-e", "2", "--precision", "bfloat16", "--lr", "0.1"]
     train(base, tmp_path, *flags, "--method", "full")
     file = tuned_files.load(tmp_path / "colours_model.safetensors")
@@ -202,8 +213,9 @@ def test_full_fine_tuning_in_bfloat16_learns_float32_weights(tmp_path, base, col
     assert "+0.00" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "head"])
-def test_a_convolutional_base(tmp_path, colours, method, capsys):  # noqa: F811
+def test_a_convolutional_base(tmp_path, colours, method, capsys):
     resnet = tmp_path / "resnet"
     saved("resnet", resnet)
     train(resnet, tmp_path, "-d", f"folder:{colours}", "-e", "2", "--lr", "0.1", "--method", method)
@@ -229,14 +241,14 @@ def test_a_convolutional_base(tmp_path, colours, method, capsys):  # noqa: F811
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_does_not_go_together_is_refused(tmp_path, base, colours, capsys, flags, said):  # noqa: F811
+def test_what_does_not_go_together_is_refused(tmp_path, base, colours, capsys, flags, said):
     with pytest.raises(SystemExit) as ended:
         vit_train.main([*QUICK, "-d", f"folder:{colours}", "--base_model", str(base), *flags])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_convolutional_base_has_no_tokens_for_memory(tmp_path, colours, capsys):  # noqa: F811
+def test_a_convolutional_base_has_no_tokens_for_memory(tmp_path, colours, capsys):
     resnet = tmp_path / "resnet"
     saved("resnet", resnet)
     flags = ["-d", f"folder:{colours}", "--base_model", resnet, "--output", tmp_path]
@@ -246,13 +258,14 @@ def test_a_convolutional_base_has_no_tokens_for_memory(tmp_path, colours, capsys
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where flash attention may work")
-def test_attention_that_this_machine_lacks_is_refused(tmp_path, base, colours, capsys):  # noqa: F811
+def test_attention_that_this_machine_lacks_is_refused(tmp_path, base, colours, capsys):
     flags = ["-d", f"folder:{colours}", "--base_model", base, "--precision", "bfloat16", "--output", tmp_path]
     error = refused(capsys, *flags, "--attn_implementation", "flash_attention_2")
     assert "--attn_implementation flash_attention_2 does not work here" in error
 
 
-def test_a_cell_with_dropout_is_the_run_alone(tmp_path, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_a_cell_with_dropout_is_the_run_alone(tmp_path, base, colours):
     common = ["-d", f"folder:{colours}", "-e", "2", "--lr", "0.1", "--method", "vpt-deep", "-m", "3"]
     common += ["--prompt_dropout", "0.3"]
     train(base, tmp_path / "grid", *common, "--seeds", "0", "1", "--keep_all")
@@ -264,13 +277,13 @@ def test_a_cell_with_dropout_is_the_run_alone(tmp_path, base, colours):  # noqa:
     assert all(torch.equal(alone[key], in_grid[key]) for key in alone)
 
 
-def test_lora_without_peft_ends_in_one_line(tmp_path, base, colours, capsys, monkeypatch):  # noqa: F811
+def test_lora_without_peft_ends_in_one_line(tmp_path, base, colours, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     flags = ["-d", f"folder:{colours}", "--base_model", base, "--output", tmp_path, "--method", "lora"]
     assert refused(capsys, *flags) == "prog: error: LoRA needs the package peft: pip install -e '.[peft]'."
 
 
-def test_attention_of_a_convolutional_base_is_refused(tmp_path, colours, capsys):  # noqa: F811
+def test_attention_of_a_convolutional_base_is_refused(tmp_path, colours, capsys):
     resnet = tmp_path / "resnet"
     saved("resnet", resnet)
     flags = ["-d", f"folder:{colours}", "--base_model", resnet, "--output", tmp_path, "--method", "full"]
@@ -283,7 +296,7 @@ def base_for(model, **flags) -> TrainingBase:
     return TrainingBase(TrainOptions(dataset="Digits", base_model=str(model), device="cpu", no_download=True, **flags))
 
 
-def test_what_a_base_cannot_learn_is_said_before_anything_is_trained(base, monkeypatch):  # noqa: F811
+def test_what_a_base_cannot_learn_is_said_before_anything_is_trained(base, monkeypatch):
     opened = base_for(base)
     others = [MethodSpec(method) for method in ("head", "head+class", "full", "bias")]
     opened.check([*others, MethodSpec("vpt-deep", 2), MethodSpec("lora", rank=2)])
@@ -307,7 +320,7 @@ def test_what_a_convolutional_base_cannot_learn_is_said_before_anything_is_train
         TrainingBase(options, processes=2, process=1).check(specs)
 
 
-def test_exact_weights_take_the_attention_of_a_run_in_less_precision(base, monkeypatch):  # noqa: F811
+def test_exact_weights_take_the_attention_of_a_run_in_less_precision(base, monkeypatch):
     """Their arithmetic is autocast's: that they are float32 is no reason to refuse flash attention."""
     asked = []
     monkeypatch.setattr(model_module, "choose_attention", lambda model, *how: asked.append((model.dtype, *how)))

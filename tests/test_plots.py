@@ -15,6 +15,7 @@ from learnable_memory.commands import figures
 from learnable_memory.two_streams_plot import two_streams
 from vit import build_attention_mask
 
+pytestmark = pytest.mark.drawing
 METRICS = [
     {"step": 1, "train/loss": 2.0, "train/lr": 0.01},
     {"step": 2, "train/loss": None, "train/lr": 0.03},
@@ -29,7 +30,6 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-@pytest.mark.drawing
 def test_training_curves_show_loss_accuracy_and_the_evaluation(tmp_path, drawn):
     path = plots.training_curves(METRICS, tmp_path / "new" / "curves.png", "Digits")
     with Image.open(path) as image:
@@ -110,7 +110,6 @@ def test_every_head_has_a_colour():
     assert plots.lighter("#204060", 1) == "#ffffff"
 
 
-@pytest.mark.drawing
 def test_the_figures_command_draws_the_pictures_of_the_readme(tmp_path, capsys):
     figures.main(["--output", str(tmp_path / "images")])
     written = sorted(path.name for path in (tmp_path / "images").iterdir())

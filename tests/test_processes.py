@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +14,9 @@ import torch
 
 import vit_predict
 import vit_train
+from command_lines import QUICK, save_pictures
 from learnable_memory import broken as broken_images
-from learnable_memory import heads, tuned_files
+from learnable_memory import heads
 from learnable_memory.broken import find_broken
 from learnable_memory.commands import data as data_command
 from learnable_memory.commands import predict as predict_command
@@ -37,32 +36,13 @@ from learnable_memory.predict import predict
 from learnable_memory.runlog import read_metrics
 from learnable_memory.train_step import average_over_processes, train_step
 from learnable_memory.transforms import Preprocessing
-from test_commands import QUICK, base, colours, save_pictures  # noqa: F401 - fixtures
-from test_train import train_loader
+from process_groups import ROOT, Other, assert_same_head, environment, launch
 from tiny import add_random_head, images, tiny_model
+from toy_training import train_loader
 from two_processes import in_two_processes
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 # -------------------------------------------------------------------------------------------- one step, in process
-class Other:
-    """An accelerator of two processes, of which the other one's contribution is known."""
-
-    num_processes = 2
-
-    def __init__(self, contribution=None):
-        self.contribution, self.sent = contribution, None
-
-    def reduce(self, mine, how):
-        assert how == "sum"
-        self.sent = mine.clone()
-        total = mine.clone()
-        if self.contribution is not None:  # of the last numbers, or of all
-            total[-len(self.contribution) :] += torch.as_tensor(self.contribution)
-        return total
-
-
 def two_heads():
     model = tiny_model(dtype=torch.float64)
     for name, cells in (("A", 2), ("B", 0)):
@@ -149,7 +129,7 @@ def test_a_head_that_diverges_in_the_other_process_makes_no_step_here(batch):
     assert changed == {name for name in before if name.startswith("A.")}
 
 
-def test_processes_begin_alike_and_drop_other_prompts(base):  # noqa: F811
+def test_processes_begin_alike_and_drop_other_prompts(base):
     options = TrainOptions(dataset="Digits", base_model=str(base), device="cpu", no_download=True)
 
     def network(process):
@@ -275,7 +255,7 @@ def printed_by_two(run, monkeypatch, capsys, *modules):
     return capsys.readouterr().out
 
 
-def test_two_processes_validate_as_one_and_print_once(tmp_path, base, colours, monkeypatch, capsys):  # noqa: F811
+def test_two_processes_validate_as_one_and_print_once(tmp_path, base, colours, monkeypatch, capsys):
     vit_train.main(flags_of(base, colours, tmp_path))
 
     def run(name):
@@ -291,7 +271,7 @@ def test_two_processes_validate_as_one_and_print_once(tmp_path, base, colours, m
     assert two == one and one["images"] == 12
 
 
-def test_two_processes_print_predictions_once_in_their_order(tmp_path, base, colours, monkeypatch, capsys):  # noqa: F811
+def test_two_processes_print_predictions_once_in_their_order(tmp_path, base, colours, monkeypatch, capsys):
     vit_train.main(flags_of(base, colours, tmp_path, "-e", "1"))
     (tmp_path / "photos").mkdir()
     for number in range(5):
@@ -403,7 +383,7 @@ def test_what_contradicts_the_options_or_is_not_known_is_refused(told, values, m
         starting.launched(ANY_COMMAND["train"](**more))
 
 
-def test_a_run_computes_as_accelerate_was_told(tmp_path, base, colours, told):  # noqa: F811
+def test_a_run_computes_as_accelerate_was_told(tmp_path, base, colours, told):
     told(mixed_precision="bf16")
     vit_train.main(flags_of(base, colours, tmp_path, "--max_steps", "1"))
     assert heads.read_metadata(tmp_path / "colours_model.safetensors")["training"]["precision"] == "bfloat16"
@@ -415,43 +395,9 @@ def test_an_unknown_tracker_is_refused():
 
 
 # ---------------------------------------------------------------------------------------------------- two processes
-def flags_of(base, colours, output, *more):  # noqa: F811
+def flags_of(base, colours, output, *more):
     flags = ["--base_model", base, "-d", f"folder:{colours}", "--output", output, "-e", "3", "--lr", "0.3", *more]
     return [*QUICK, *map(str, flags)]
-
-
-def environment():
-    """One thread, as in the tests, and nothing of a launcher that may have started them."""
-    left_out = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
-    return {**{k: v for k, v in os.environ.items() if k not in left_out}, "OMP_NUM_THREADS": "1"}
-
-
-def launch(flags, processes=2, script="vit_train.py"):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Not `accelerate launch --cpu`: without mpirun it starts one process, whatever --num_processes says.
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-        "--master_port", str(port), str(ROOT / script), *flags,
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr  # whole: torchrun's own traceback comes last
-    return done
-
-
-def assert_same_head(found, expected):
-    kind = tuned_files if tuned_files.is_tuned(expected) else heads
-    found, expected = kind.load(found), kind.load(expected)
-    assert found.tensors.keys() == expected.tensors.keys()
-    for name, value in expected.tensors.items():
-        assert torch.allclose(found.tensors[name], value, rtol=0, atol=1e-5), name
-    ours, theirs = found.metadata["metrics"], expected.metadata["metrics"]
-    assert ours["epoch"] == theirs["epoch"]
-    for split, count in (("select", 6), ("eval", 12)):
-        assert ours[split]["images"] == theirs[split]["images"] == count  # no image twice, none left out
-        assert (ours[split]["top1"], ours[split]["top5"]) == (theirs[split]["top1"], theirs[split]["top5"])
-        assert ours[split]["loss"] == pytest.approx(theirs[split]["loss"], abs=1e-5)
 
 
 def rows_of(folder):
@@ -475,7 +421,7 @@ def rows_of(folder):
         "vpt-deep",
     ],
 )  # fmt: skip
-def test_two_processes_train_the_head_of_one(tmp_path, base, colours, batch_size, more):  # noqa: F811
+def test_two_processes_train_the_head_of_one(tmp_path, base, colours, batch_size, more):
     def flags(name):
         folder = ("--cache_folder", tmp_path / name / "cache") if "--cache" in more else ()
         return flags_of(base, colours, tmp_path / name, "--batch_size", batch_size, *more, *folder)
@@ -500,7 +446,7 @@ def test_two_processes_train_the_head_of_one(tmp_path, base, colours, batch_size
 
 
 @pytest.mark.slow
-def test_torchrun_validates_and_predicts_as_one_process(tmp_path, base, colours, capsys):  # noqa: F811
+def test_torchrun_validates_and_predicts_as_one_process(tmp_path, base, colours, capsys):
     vit_train.main(flags_of(base, colours, tmp_path))
     assert (tmp_path / "colours_classes.json").exists()
     folder = ["--models_folder", str(tmp_path), *QUICK]
@@ -516,7 +462,7 @@ def test_torchrun_validates_and_predicts_as_one_process(tmp_path, base, colours,
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_rate_that_diverges(tmp_path, base, colours):  # noqa: F811
+def test_two_processes_and_a_rate_that_diverges(tmp_path, base, colours):
     grid = ("--lr", "0.3", "1e38", "--keep_all")
     assert vit_train.main(flags_of(base, colours, tmp_path / "one", *grid)) == 0
     launch(flags_of(base, colours, tmp_path / "two", *grid))
@@ -529,7 +475,7 @@ def test_two_processes_and_a_rate_that_diverges(tmp_path, base, colours):  # noq
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gone", [False, True])
-def test_two_processes_leave_out_what_the_main_one_finds_broken(tmp_path, base, colours, gone):  # noqa: F811
+def test_two_processes_leave_out_what_the_main_one_finds_broken(tmp_path, base, colours, gone):
     photos = tmp_path / "colours"
     shutil.copytree(colours, photos)
     for name in ("blue/3.png", "red/7.png"):
@@ -551,14 +497,15 @@ def test_two_processes_leave_out_what_the_main_one_finds_broken(tmp_path, base, 
 
 
 @pytest.mark.slow
-def test_an_error_of_two_processes_ends_both(tmp_path, base, colours):  # noqa: F811
+def test_an_error_of_two_processes_ends_both(tmp_path, base, colours):
     """One process would allow it: so this also shows that `launch` starts two, and the tests above compare anything."""
     with pytest.raises(AssertionError, match="--cache memory would be held by each process"):
         launch(flags_of(base, colours, tmp_path, "--cache", "memory"))
 
 
 # -------------------------------------------------------------------------------------------------------- trackers
-def test_tensorboard_gets_what_the_log_gets(tmp_path, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_tensorboard_gets_what_the_log_gets(tmp_path, base, colours):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     # a process of its own: accelerate keeps its state for as long as one lives
     command = [sys.executable, str(ROOT / "vit_train.py"), *flags_of(base, colours, tmp_path, "--log_with=tensorboard")]

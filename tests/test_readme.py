@@ -76,14 +76,18 @@ def parse_only(monkeypatch):
             monkeypatch.setattr(module, "parse", parse)
 
 
-@pytest.mark.parametrize(
-    ("page", "command"), ALL, ids=[f"{page.stem}: {command}" for page, command in ALL]
-)  # fmt: skip
-def test_every_command_has_the_options_that_it_is_given(page, command, parse_only):
-    script, arguments = ours(command)
-    arguments = [argument.replace("RANK", "0") for argument in arguments]
-    with pytest.raises(Parsed):
-        MAINS[script](arguments) if script in MAINS else learnable_memory(arguments)
+def test_every_command_has_the_options_that_it_is_given(parse_only):
+    refused = []
+    for page, command in ALL:
+        script, arguments = ours(command)
+        arguments = [argument.replace("RANK", "0") for argument in arguments]
+        try:
+            MAINS[script](arguments) if script in MAINS else learnable_memory(arguments)
+        except (Parsed, SystemExit) as ended:
+            if isinstance(ended, Parsed):
+                continue
+        refused.append(f"{page.stem}: {command}")
+    assert refused == [] and ALL
 
 
 def test_wrong_options_would_be_seen(parse_only):

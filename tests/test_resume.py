@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 import vit_train
+from command_lines import QUICK, same_tensors, save_base
+from interruptions import Killed, at_call, kill
 from learnable_memory import heads, tuned_files
 from learnable_memory import train as training
 from learnable_memory.checkpoint import Checkpoint, Interrupted
@@ -23,18 +25,13 @@ from learnable_memory.evaluate import evaluate
 from learnable_memory.optim import Recipe
 from learnable_memory.runlog import RunLog, read_metrics
 from learnable_memory.train import train, train_step
-from test_commands import QUICK, base, colours, same_tensors, save_base  # noqa: F401 - fixtures
-from test_train import select_loader, toy, train_loader
+from toy_training import select_loader, toy, train_loader
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS, PER_EPOCH = 2, 3  # 12 images in batches of 4
 STEPS = EPOCHS * PER_EPOCH
 RECIPES = {"A": Recipe(epochs=EPOCHS, lr=0.3), "B": Recipe(epochs=EPOCHS, lr=1e38)}  # B diverges at step 2
 OF_TIME = ("time", "images_per_second", "waited_share", "seconds_left", "peak_memory_bytes")
-
-
-class Killed(Exception):
-    """Stands for an end that no code can prepare for."""
 
 
 # -------------------------------------------------------------------------------------------------- the library
@@ -80,26 +77,6 @@ def assert_same(found, expected):
         assert found.best[name].tensors.keys() == best.tensors.keys()
         assert all(torch.equal(found.best[name].tensors[key], value) for key, value in best.tensors.items())
     assert found.rows == expected.rows
-
-
-def at_call(monkeypatch, place, name, numbers, act, after=False):
-    """Let `act()` happen within the calls of place.name of these numbers, from 1: before or after its own work."""
-    original, calls = getattr(place, name), []
-
-    def counted(*args, **kwargs):
-        calls.append(name)
-        if len(calls) in numbers and not after:
-            act()
-        found = original(*args, **kwargs)
-        if len(calls) in numbers and after:
-            act()
-        return found
-
-    monkeypatch.setattr(place, name, counted)
-
-
-def kill():
-    raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +179,10 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path, damage):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+FULL = OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")
+
+
+@pytest.mark.parametrize("error", [FULL[0], pytest.param(FULL[1], marks=pytest.mark.slow)], ids=type)
 def test_a_full_disk_keeps_the_last_state_and_does_not_end_the_training(
     tmp_path, monkeypatch, caplog, undisturbed, error
 ):
@@ -307,7 +287,7 @@ def test_exit_codes_of_signals(capsys, error, code, line):
 
 
 # ----------------------------------------------------------------------------------- the command line, in process
-def flags_of(base, colours, output, *more):  # noqa: F811
+def flags_of(base, colours, output, *more):
     flags = ["--base_model", base, "-d", f"folder:{colours}", "--output", output, "-e", "2", "--lr", "0.3", *more]
     return [*QUICK, *map(str, flags)]
 
@@ -320,7 +300,7 @@ def fails(capsys, flags):
 
 
 @pytest.fixture
-def broken_off(tmp_path, monkeypatch, base, colours):  # noqa: F811
+def broken_off(tmp_path, monkeypatch, base, colours):
     """The flags of a run that was killed at its 8th step of 12."""
     flags = flags_of(base, colours, tmp_path, "--checkpoint_steps", 1)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -334,15 +314,13 @@ def contents(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    "change", [("--lr", "0.1"), ("--seed", "1"), ("--batch_size", "6"), ("--number_of_memory_tokens", "2")]
-)
-def test_resume_with_other_options_is_refused(tmp_path, capsys, broken_off, change):
+def test_resume_with_other_options_is_refused(tmp_path, capsys, broken_off):
     before = contents(tmp_path)
-    line = fails(capsys, [*broken_off, "--resume", *change])
-    assert line.startswith(f"prog: error: --resume needs the options of the run in {tmp_path / 'colours_run'}: ")
-    assert change[0] in line
-    assert contents(tmp_path) == before
+    for change in (("--lr", "0.1"), ("--seed", "1"), ("--batch_size", "6"), ("--number_of_memory_tokens", "2")):
+        line = fails(capsys, [*broken_off, "--resume", *change])
+        assert line.startswith(f"prog: error: --resume needs the options of the run in {tmp_path / 'colours_run'}: ")
+        assert change[0] in line
+        assert contents(tmp_path) == before
 
 
 def test_an_interrupted_run_is_neither_resumed_nor_lost_without_being_asked_for(tmp_path, capsys, broken_off):
@@ -358,7 +336,7 @@ def test_an_interrupted_run_is_neither_resumed_nor_lost_without_being_asked_for(
     assert contents(tmp_path) == before
 
 
-def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, colours, broken_off):  # noqa: F811
+def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, colours, broken_off):
     head, metrics = (tmp_path / name for name in ("colours_model.safetensors", "colours_run/metrics.jsonl"))
     # what a machine is told may change
     assert vit_train.main([*broken_off, "--resume", "--checkpoint_steps", "5", "--workers", "1"]) == 0
@@ -376,7 +354,7 @@ def test_resume_overwrite_and_resume_of_a_finished_run(tmp_path, capsys, base, c
     assert contents(tmp_path) == before
 
 
-def test_a_finished_run_says_how_to_learn_on(tmp_path, capsys, base, colours):  # noqa: F811
+def test_a_finished_run_says_how_to_learn_on(tmp_path, capsys, base, colours):
     """A cosine that has come down to zero leaves nothing to resume: a new run begins with what was learned."""
     flags = flags_of(base, colours, tmp_path)
     assert vit_train.main(flags) == 0
@@ -390,7 +368,7 @@ def test_a_finished_run_says_how_to_learn_on(tmp_path, capsys, base, colours):  
     assert contents(tmp_path) == before
 
 
-def test_a_run_begins_with_what_another_has_learned(tmp_path, base, colours, caplog):  # noqa: F811
+def test_a_run_begins_with_what_another_has_learned(tmp_path, base, colours, caplog):
     flags = flags_of(base, colours, tmp_path)
     assert vit_train.main(flags) == 0
     caplog.set_level("INFO")
@@ -410,7 +388,7 @@ def test_a_run_begins_with_what_another_has_learned(tmp_path, base, colours, cap
     assert losses[1] < losses[0]  # the first step, from what was learned, and from random values
 
 
-def test_what_was_learned_from_another_split_is_said(tmp_path, base, colours, caplog):  # noqa: F811
+def test_what_was_learned_from_another_split_is_said(tmp_path, base, colours, caplog):
     flags = flags_of(base, colours, tmp_path, "--max_steps", "1")
     assert vit_train.main(flags) == 0
     assert vit_train.main([*flags, "--name", "more", "--init_from", "colours", "--split_seed", "1"]) == 0
@@ -427,19 +405,19 @@ def test_what_was_learned_from_another_split_is_said(tmp_path, base, colours, ca
         (("--init_from", "none"), "No head file for none in"),
     ],
 )
-def test_what_a_run_cannot_begin_with(tmp_path, base, colours, capsys, more, said):  # noqa: F811
+def test_what_a_run_cannot_begin_with(tmp_path, base, colours, capsys, more, said):
     flags = flags_of(base, colours, tmp_path, "--max_steps", "1")
     assert vit_train.main(flags) == 0
     assert said in fails(capsys, [*flags, "--name", "more", "--init_from", "colours", *more])
 
 
-def test_a_run_begins_with_no_head_of_another_base(tmp_path, base, colours, capsys):  # noqa: F811
+def test_a_run_begins_with_no_head_of_another_base(tmp_path, base, colours, capsys):
     assert vit_train.main(flags_of(base, colours, tmp_path, "--max_steps", "1")) == 0
     flags = flags_of(save_base(tmp_path / "other", seed=1), colours, tmp_path, "--name", "more")
     assert "was trained on another base (" in fails(capsys, [*flags, "--init_from", "colours"])
 
 
-def test_a_network_begins_with_a_network(tmp_path, base, colours):  # noqa: F811
+def test_a_network_begins_with_a_network(tmp_path, base, colours):
     flags = flags_of(base, colours, tmp_path, "--method", "vpt-deep", "--max_steps", "2")
     assert vit_train.main(flags) == 0
     assert vit_train.main([*flags, "--name", "more", "--init_from", "colours", "--lr", "1e-9"]) == 0
@@ -448,7 +426,7 @@ def test_a_network_begins_with_a_network(tmp_path, base, colours):  # noqa: F811
 
 
 def test_a_run_that_replaces_a_head_and_is_broken_off_is_not_finished(
-    tmp_path, monkeypatch, base, colours, capsys  # noqa: F811
+    tmp_path, monkeypatch, base, colours, capsys
 ):  # fmt: skip
     flags = flags_of(base, colours, tmp_path)
     assert vit_train.main(flags) == 0
@@ -463,7 +441,8 @@ def test_a_run_that_replaces_a_head_and_is_broken_off_is_not_finished(
     assert metadata["training"]["lr"] == 0.1
 
 
-def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_off, monkeypatch):  # noqa: F811
+@pytest.mark.slow
+def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_off, monkeypatch):
     """A file that was added moves others between training and evaluation; one that changed is another image."""
     photos = tmp_path / "photos"
     for name in ("ant", "bee"):
@@ -491,9 +470,10 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path, capsys, base, broken_o
     assert vit_train.main([*flags, "--resume"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_pass_that_has_ended_is_made_again_only_if_what_it_learned_is_lost(
-    tmp_path, base, colours, monkeypatch, kept  # noqa: F811
+    tmp_path, base, colours, monkeypatch, kept
 ):  # fmt: skip
     flags = flags_of(base, colours, tmp_path)
     assert vit_train.main(flags_of(base, colours, tmp_path / "whole")) == 0
@@ -511,13 +491,15 @@ def test_a_pass_that_has_ended_is_made_again_only_if_what_it_learned_is_lost(
     assert same_tensors(tmp_path / "colours_model.safetensors", tmp_path / "whole" / "colours_model.safetensors")
 
 
-def test_overwrite_starts_an_interrupted_run_anew(tmp_path, base, colours, broken_off):  # noqa: F811
+@pytest.mark.slow
+def test_overwrite_starts_an_interrupted_run_anew(tmp_path, base, colours, broken_off):
     assert vit_train.main([*broken_off, "--overwrite"]) == 0
     rows = without_times(tmp_path / "colours_run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 10, 12]
 
 
-def test_resume_without_an_earlier_run_starts_one(tmp_path, base, colours):  # noqa: F811
+@pytest.mark.slow
+def test_resume_without_an_earlier_run_starts_one(tmp_path, base, colours):
     assert vit_train.main(flags_of(base, colours, tmp_path, "--resume")) == 0
     assert heads.load(tmp_path / "colours_model.safetensors").metadata["name"] == "colours"
 
@@ -553,13 +535,13 @@ def lines(run):
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
-def long_flags(base, colours, output, *more):  # noqa: F811
+def long_flags(base, colours, output, *more):
     """42 images one by one for 4 epochs: 168 steps, each with a state, and 23 rows in the log."""
     return flags_of(base, colours, output, "-e", 4, "--batch_size", 1, "--checkpoint_steps", 1, *more)
 
 
 @pytest.fixture(scope="module")
-def whole(base, colours, tmp_path_factory):  # noqa: F811
+def whole(base, colours, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     assert vit_train.main(long_flags(base, colours, folder)) == 0
     return folder
@@ -574,7 +556,7 @@ def assert_same_run(found, expected):
 
 
 @pytest.mark.slow
-def test_a_process_killed_again_and_again(tmp_path, base, colours, whole):  # noqa: F811
+def test_a_process_killed_again_and_again(tmp_path, base, colours, whole):
     run = tmp_path / "colours_run"
     # first before there is any state: the end of the first epoch, at 42 steps, would write one
     process = start([*long_flags(base, colours, tmp_path), "--checkpoint_steps", "500"])
@@ -600,7 +582,7 @@ def changed(run, since):
 
 
 @pytest.mark.slow
-def test_a_terminated_process_says_where_it_is_and_goes_on(tmp_path, base, colours, whole):  # noqa: F811
+def test_a_terminated_process_says_where_it_is_and_goes_on(tmp_path, base, colours, whole):
     flags = [*long_flags(base, colours, tmp_path), "--checkpoint_steps", "500"]
     process = start(flags)
     error = end_when(process, lambda: lines(tmp_path / "colours_run") >= 8, signal.SIGTERM)
@@ -614,7 +596,7 @@ def test_a_terminated_process_says_where_it_is_and_goes_on(tmp_path, base, colou
 
 
 @pytest.mark.slow
-def test_a_grid_killed_in_its_second_pass(tmp_path, base, colours):  # noqa: F811
+def test_a_grid_killed_in_its_second_pass(tmp_path, base, colours):
     grid = ("--data_seeds", 0, 1, "--lr", 0.3, 0.1, "--keep_all")
     assert vit_train.main(long_flags(base, colours, tmp_path / "whole", *grid)) == 0
     flags, run = long_flags(base, colours, tmp_path / "killed", *grid), tmp_path / "killed" / "colours_run"

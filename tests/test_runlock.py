@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 import vit_train
+from command_lines import QUICK
 from learnable_memory import train as training
 from learnable_memory.commands import run_command
 from learnable_memory.runlock import LOCK, run_lock
-from test_commands import QUICK, base, colours  # noqa: F401 - fixtures
 from test_resume import contents, flags_of
 
 
@@ -114,7 +114,7 @@ def test_of_many_that_come_at_once_one_is_let_in(tmp_path, gone):
 
 # -------------------------------------------------------------------------------------------------------- the command
 @pytest.mark.parametrize("more", [(), ("--overwrite",), ("--resume",)])
-def test_two_runs_of_one_name_do_not_meet(tmp_path, base, colours, monkeypatch, capsys, more):  # noqa: F811
+def test_two_runs_of_one_name_do_not_meet(tmp_path, base, colours, monkeypatch, capsys, more):
     """The second comes while the first is in its third step; it changes nothing, and the first goes on."""
     flags, said, step = flags_of(base, colours, tmp_path), [], training.train_step
 
@@ -139,7 +139,7 @@ def test_two_runs_of_one_name_do_not_meet(tmp_path, base, colours, monkeypatch, 
     assert (tmp_path / "colours_model.safetensors").exists() and not (tmp_path / "colours_run" / LOCK).exists()
 
 
-def test_the_processes_of_a_launcher_share_one_lock(tmp_path, base, colours, monkeypatch):  # noqa: F811
+def test_the_processes_of_a_launcher_share_one_lock(tmp_path, base, colours, monkeypatch):
     """The one that is not the first takes none: here it would meet that of the first."""
     monkeypatch.setenv("RANK", "1")
     with run_lock(tmp_path / "colours_run"):

@@ -142,6 +142,7 @@ def test_a_model_without_memory_can_be_served():
     assert largest_difference(logits(served(images())), logits(model(images()))) == 0
 
 
+@pytest.mark.slow
 def test_it_can_be_compiled():
     torch.compiler.reset()
     model = mixed_model(attn_implementation="sdpa")

@@ -17,6 +17,7 @@ from learnable_memory.images import ArrayImages, EncodedImages, ImageFiles, Imag
 from learnable_memory.loading import EpochBatches, make_loader
 from learnable_memory.small_images import SmallImageLoader, decode, fits
 from learnable_memory.transforms import BATCH_VIEWS, INTERPOLATION, Preprocessing
+from pairs import pairwise
 
 SQUARE = Preprocessing(48, 48, "bilinear", 1 / 255, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
 VIEWS = [*BATCH_VIEWS, None]
@@ -61,23 +62,20 @@ def assert_same_bits(found: Iterable[Batch], expected: Iterable[Batch]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- promise
-@pytest.mark.parametrize("views", VIEWS)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},  # as many places for a crop as there are pixels in a seventh of the side
-        {"width": 36},
-        {"height": 20, "resize": (30, 49)},
-        {"height": 33, "resize": (51,)},  # the shorter side: what is left over depends on the image
-        {"height": 32, "width": 32},  # CIFAR is not resized, but for crops
-        {"height": 8, "width": 20},  # shifted sideways only
-        {"height": 20, "width": 8},  # shifted up and down only
-        {"height": 3, "width": 3},  # no room to crop or to shift
-        {"rounded": False},
-    ],
-    ids=str,
-)
+CHANGES = [
+    {},  # as many places for a crop as there are pixels in a seventh of the side
+    {"width": 36},
+    {"height": 20, "resize": (30, 49)},
+    {"height": 33, "resize": (51,)},  # the shorter side: what is left over depends on the image
+    {"height": 32, "width": 32},  # CIFAR is not resized, but for crops
+    {"height": 8, "width": 20},  # shifted sideways only
+    {"height": 20, "width": 8},  # shifted up and down only
+    {"height": 3, "width": 3},  # no room to crop or to shift
+    {"rounded": False},
+]
+
+
+@pytest.mark.parametrize(("views", "shape", "change"), pairwise(VIEWS, SHAPES.values(), CHANGES), ids=str)
 def test_batches_have_the_bits_of_single_images(views: str | None, shape: tuple[int, ...], change: dict) -> None:
     images, preprocessing = some_images(shape), replace(SQUARE, **({"resize": ()} | change))
     batches = EpochBatches(len(images), 5, seed=3, shuffle=True)
@@ -86,9 +84,7 @@ def test_batches_have_the_bits_of_single_images(views: str | None, shape: tuple[
     assert_same_bits(loader, one_by_one(images, preprocessing, views, 3, batches))
 
 
-@pytest.mark.parametrize("views", VIEWS)
-@pytest.mark.parametrize("resample", INTERPOLATION)
-@pytest.mark.parametrize("batch_size", [1, 2, 13, 64])
+@pytest.mark.parametrize(("views", "resample", "batch_size"), pairwise(VIEWS, INTERPOLATION, [1, 2, 13, 64]))
 def test_every_resampling_and_batch_size(views: str | None, resample: str, batch_size: int) -> None:
     images, preprocessing = some_images(), replace(SQUARE, resample=resample)
     batches = EpochBatches(len(images), batch_size)

@@ -1,8 +1,6 @@
 """`python -m learnable_memory data suspects FILE`: what it prints, lists and draws, and that it finds wrong labels."""
 
 import csv
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from command_lines import CHANNELS, in_colour, save_pictures, train
 from learnable_memory import out_of_fold
 from learnable_memory.__main__ import main as learnable_memory
 from learnable_memory.broken import Inspector, leave_out_broken
@@ -22,7 +21,6 @@ from learnable_memory.data import DataSet, load_data_set
 from learnable_memory.images import ArrayImages, ImageSet
 from learnable_memory.out_of_fold import OutOfFold
 from learnable_memory.plots import FAINT, HEADS, INK
-from test_commands import CHANNELS, base, save_pictures, train  # noqa: F401 - a fixture
 from test_contact_sheet import check_layout, enlarged, texts, tile
 
 PROG = "python -m learnable_memory data"
@@ -214,19 +212,6 @@ def test_wrong_options(capsys: pytest.CaptureFixture, argv: list[str], error: st
     assert capsys.readouterr().err == f"{PROG} suspects: error: {error} (--help lists the options)\n"
 
 
-def test_help_loads_nothing_heavy() -> None:
-    script = (
-        "import sys; from learnable_memory.__main__ import main\n"
-        "try: main(['data', 'suspects', '--help'])\n"
-        "finally: print(sorted({'torch', 'numpy', 'PIL', 'matplotlib', 'transformers'} & sys.modules.keys()))"
-    )
-    root = Path(__file__).resolve().parent.parent
-    ran = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith(f"usage: {PROG} suspects ") and "--most" in ran.stdout
-    assert ran.stdout.splitlines()[-1] == "[]"
-
-
 # ------------------------------------------------------------------------------------------------------------ the sheet
 def in_memory(image_set: ImageSet, labels: list[str], name: str = "pets") -> DataSet:
     return DataSet(name, labels, image_set, image_set, image_set, None, "memory", 0, 0, folds=2)
@@ -268,16 +253,14 @@ def test_a_single_image(tmp_path: Path, drawn: list[Figure]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- does it find errors?
-def test_flipped_labels_come_first(base: Path, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.slow
+def test_flipped_labels_come_first(base: Path, tmp_path: Path) -> None:
     """6 of 60 images were put into a wrong folder. By chance 1.2 of them would be among the 12 first."""
-
-    def paint(pixels: np.ndarray, name: str) -> None:
-        pixels[..., CHANNELS[name]] += 120
 
     classes = sorted(CHANNELS)
     root = tmp_path / "photos"
-    save_pictures(root / "train", classes, paint)
-    save_pictures(root / "val", classes, paint)
+    save_pictures(root / "train", classes, in_colour)
+    save_pictures(root / "val", classes, in_colour)
     for number in range(6):
         right, wrong = classes[number % 3], classes[(number + 1 + number // 3) % 3]
         (root / "train" / right / f"{number}.png").rename(root / "train" / wrong / f"wrong{number}.png")

@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import functools
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from interruptions import Killed, at_call, kill
 from learnable_memory import train as training
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.evaluate import Score, evaluate
@@ -15,8 +17,8 @@ from learnable_memory.method_spec import MethodSpec
 from learnable_memory.methods import Learned, TunedModel, build_network
 from learnable_memory.optim import Recipe
 from learnable_memory.train import train
-from test_train import fit, select_loader, train_loader
 from tiny import images, tiny_model
+from toy_training import fit, select_loader, train_loader
 
 
 class Convolutions(nn.Sequential):
@@ -50,7 +52,8 @@ OF_BATCH_NORM |= {"2.weight", "6.weight", "6.bias"}
 def of_method(method, *args, **kwargs):
     def build(seed=0):
         spec = MethodSpec(method, *args, **kwargs)
-        return build_network(tiny_model(hidden_dropout_prob=0.1), spec, 3, torch.Generator().manual_seed(seed))
+        base = tiny_model(num_hidden_layers=2, hidden_dropout_prob=0.1)
+        return build_network(base, spec, 3, torch.Generator().manual_seed(seed))
 
     return build
 
@@ -113,12 +116,12 @@ def test_tensors_of_another_network_are_refused():
     tensors["memory.0"] = torch.ones(4, 32)
     tensors["class_token"] = torch.ones(32)
     tensors["classifier.weight"] = torch.ones_like(tensors["classifier.weight"])
-    del tensors["memory.2"]
+    del tensors["memory.1"]
     with pytest.raises(ValueError) as error:
         learned.load_state_dict(tensors)
     assert str(error.value) == (
         "These tensors are not what the network learns: class_token: found [32], expected nothing; "
-        "memory.0: found [4, 32], expected [3, 32]; memory.2: found nothing, expected [3, 32]."
+        "memory.0: found [4, 32], expected [3, 32]; memory.1: found nothing, expected [3, 32]."
     )
     assert all_equal(learned.state_dict(), before)
 
@@ -145,7 +148,7 @@ def test_each_name_stands_for_what_its_network_learns():
     full, vpt = of_method("full")(), of_method("vpt-deep", 2)()
     model = toy(A=full, B=vpt)
     assert model.train_only(["B"]) == list(model.heads["B"].parameters()) == list(Learned(vpt).parameters())
-    assert len(model.train_only(["A", "B"])) == len(list(Learned(full).parameters())) + 5
+    assert len(model.train_only(["A", "B"])) == len(list(Learned(full).parameters())) + 4
     assert {p.data_ptr() for p in model.parameters()} >= {p.data_ptr() for p in vpt.parameters()}
 
 
@@ -165,10 +168,16 @@ def test_the_base_has_no_answers_to_score():
 @pytest.mark.parametrize(
     ("build", "lr"),
     [
-        (NETWORKS["full"], 0.01), (of_method("bias"), 0.1), (NETWORKS["lora"], 0.1), (NETWORKS["vpt-deep"], 0.3),
-        (of_method("vpt-shallow", 5), 0.3), (NETWORKS["additive"], 0.3), (NETWORKS["batch norm"], 0.1),
+        pytest.param(of_method("vpt-shallow", 5), 0.3, id="vpt-shallow"),
+        *(
+            pytest.param(build, lr, id=name, marks=pytest.mark.slow)
+            for name, build, lr in (
+                ("full", NETWORKS["full"], 0.01), ("bias", of_method("bias"), 0.1), ("lora", NETWORKS["lora"], 0.1),
+                ("vpt-deep", NETWORKS["vpt-deep"], 0.3), ("additive", NETWORKS["additive"], 0.3),
+                ("batch norm", NETWORKS["batch norm"], 0.1),
+            )
+        ),
     ],
-    ids=["full", "bias", "lora", "vpt-deep", "vpt-shallow", "additive", "batch norm"],
 )  # fmt: skip
 def test_training_learns_what_can_be_learned(build, lr):
     torch.manual_seed(0)  # of dropout
@@ -194,7 +203,7 @@ def test_the_network_is_left_as_after_its_best_epoch(build, monkeypatch):
 
     monkeypatch.setattr(training, "evaluate", prescribed)
     model = toy(A=build())
-    best = fit(model, ["A"], Recipe(epochs=4, lr=0.1))["A"]
+    best = fit(model, ["A"], Recipe(epochs=4, lr=0.1), loader=train_loader(4))["A"]
     assert (best.epoch, best.score.top1) == (1, 0.7)
     assert all_equal(state_of(model), states[1])
     assert not all_equal(state_of(model), states[3])
@@ -231,38 +240,32 @@ def test_when_all_diverge_it_is_an_error():
 
 
 # -------------------------------------------------------------------------------------------------------- interrupted
-class Killed(Exception):
-    """Stands for an end that no code can prepare for."""
-
-
 def run(build, checkpoint=None, seed=0):
     """As a process of its own: a fresh model, and whatever global random state there is."""
     model = toy(A=build())
     torch.manual_seed(seed)
-    recipe = Recipe(epochs=3, lr=0.05)
-    best = train(model, ["A"], train_loader(), select_loader(), recipe, progress=False, checkpoint=checkpoint)["A"]
+    recipe = Recipe(epochs=2, lr=0.05)
+    best = train(model, ["A"], train_loader(12), select_loader(), recipe, progress=False, checkpoint=checkpoint)["A"]
     return state_of(model), best
 
 
-@every_network
-@pytest.mark.parametrize("step", [7, 14])  # of 6 in an epoch
+undisturbed = functools.cache(run)
+
+
+@pytest.mark.parametrize(
+    ("build", "step"), zip(NETWORKS.values(), (2, 4, 2, 4, 4), strict=True), ids=NETWORKS
+)  # of 3 steps in an epoch
 def test_killed_and_resumed_it_ends_in_the_same_bits(build, step, tmp_path, monkeypatch):
-    expected, best = run(build)
-    step_of, calls = training.train_step, []
-
-    def killed_at(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == step:
-            raise Killed
-        return step_of(*args, **kwargs)
-
-    monkeypatch.setattr(training, "train_step", killed_at)
+    expected, best = undisturbed(build)
+    made, plain = [], training.train_step
+    monkeypatch.setattr(training, "train_step", lambda *args, **kwargs: made.append(1) or plain(*args, **kwargs))
+    at_call(monkeypatch, training, "train_step", [step], kill)
     checkpoint = Checkpoint(tmp_path / "state.pt", 1)
     with contextlib.suppress(Killed):
         run(build, checkpoint)
-    assert len(calls) == step
+    assert len(made) == step - 1
     found, resumed = run(build, checkpoint, seed=99)
-    assert len(calls) == 18 + 1  # the one that was killed was made again
+    assert len(made) == 6  # none twice
     assert all_equal(found, expected)
     assert (resumed.epoch, resumed.score.top1, resumed.score.loss) == (best.epoch, best.score.top1, best.score.loss)
     assert all_equal(resumed.tensors, best.tensors)

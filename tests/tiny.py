@@ -1,5 +1,9 @@
 """Tiny random models that all tests share: seconds on a CPU, no files, no network."""
 
+import copy
+import functools
+from collections.abc import Callable
+
 import torch
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -15,6 +19,21 @@ def tiny_config(**changes) -> ViTConfig:
     return ViTConfig(**{**settings, **changes})
 
 
+def copied(make: Callable) -> Callable:
+    """Each model is made once, and copied from then on: making one takes four times as long."""
+    made = {}
+
+    @functools.wraps(make)
+    def a_copy(seed: int = 0, dtype: torch.dtype = torch.float32, **changes):
+        key = seed, dtype, repr(sorted(changes.items()))
+        if key not in made:
+            made[key] = make(seed, dtype, **changes)
+        return copy.deepcopy(made[key])
+
+    return a_copy
+
+
+@copied
 def tiny_base(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> ViTForImageClassification:
     """A stock classifier whose weights are large enough that attention is far from uniform."""
     with torch.random.fork_rng(devices=[]):
@@ -25,6 +44,7 @@ def tiny_base(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> V
     return base.to(dtype).eval()
 
 
+@copied
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> MemoryCapableViT:
     return MemoryCapableViT.from_base(tiny_base(seed, dtype, **changes))
 
