@@ -70,7 +70,7 @@ def test_what_is_known_by_name_is_refused_before_anything_is_read(tmp_path: Path
     )
 
 
-@pytest.mark.parametrize("change", ["lost", "added", "another size", "another architecture"])
+@pytest.mark.parametrize("change", ["lost", "added", "another size"])
 def test_weights_that_do_not_fit(tmp_path: Path, change: str) -> None:
     place = folder(tmp_path, timm_model(VIT))
     tensors = torch.load(place / "pytorch_model.bin")
@@ -78,13 +78,19 @@ def test_weights_that_do_not_fit(tmp_path: Path, change: str) -> None:
         del tensors["norm.weight"]
     elif change == "added":
         tensors["other"] = torch.zeros(1)
-    elif change == "another size":
-        tensors["norm.weight"] = torch.zeros(7)
     else:
-        config = json.loads((place / "config.json").read_text())
-        (place / "config.json").write_text(json.dumps(config | {"architecture": "unknown_vit"}))
+        tensors["norm.weight"] = torch.zeros(7)
     torch.save(tensors, place / "pytorch_model.bin")
     refused(place, "timm cannot make the model in")
+
+
+@pytest.mark.parametrize("name", ["unknown_vit", "hf-hub:someone/vit", "local-dir:/elsewhere"])
+def test_architectures_that_timm_has_not(tmp_path: Path, name: str) -> None:
+    """Some names would have it fetch a model from elsewhere."""
+    place = folder(tmp_path, timm_model(VIT))
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"architecture": name}))
+    refused(place, f"base: timm {timm.__version__} has no architecture '{name}'")
 
 
 def test_a_siglip_that_averages_and_lacks_a_tensor(tmp_path: Path) -> None:
@@ -151,6 +157,7 @@ def changed(tmp_path: Path, name: str, change: dict[str, Tensor | None]) -> Path
 
 
 ONE = torch.ones(32)
+QKV_BIASES = ("blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +175,7 @@ ONE = torch.ones(32)
         ({"norm.bias": None}, r"no whole .* checkpoint; missing: \S*layernorm\.bias; unexpected: nothing; of anoth"),
         ({"patch_embed.proj.weight": None}, r"missing: patches\.weight$"),
         ({"patch_embed.proj.weight": torch.ones(32, 1, 4, 4)}, r"of shape \[32, 1, 4, 4\], but images are RGB"),
+        ({**dict.fromkeys(QKV_BIASES), "blocks.1.attn.qkv.weight": None}, r"missing: \S*layer"),
         ({"blocks.1.attn.proj.bias": None}, r"missing: \S*layers?\.1\.\S+\.bias; unexpected: nothing"),
         ({"head.0.weight": ONE}, r"unexpected: \S*classifier\.0\.weight;"),
         ({"norm.bias": torch.ones(7)}, r"of another shape: \S*layernorm\.bias$"),

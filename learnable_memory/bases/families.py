@@ -271,9 +271,9 @@ def _fill_biases(encoder: Encoder, family: Family, tensors: arrange.Tensors) -> 
         parts |= set(QKV)
     for part in parts:
         if encoder.has(f"{part}.weight") and not encoder.has(f"{part}.bias"):
-            for layer in range(encoder.depth):
-                rows = len(tensors[f"layers.{layer}.{part}.weight"])
-                tensors[f"layers.{layer}.{part}.bias"] = torch.zeros(rows)
+            for layer in (f"layers.{layer}.{part}" for layer in range(encoder.depth)):
+                if f"{layer}.weight" in tensors:
+                    tensors[f"{layer}.bias"] = torch.zeros(len(tensors[f"{layer}.weight"]))
 
 
 def _name(family: Family, name: str) -> str:

@@ -74,6 +74,8 @@ def _load(folder: Path, config: Mapping[str, Any]) -> Any:
         from timm.models import PretrainedCfg
     except ModuleNotFoundError as error:
         raise without_timm(folder) from error
+    if not timm.is_model(config["architecture"]):  # a name like hf-hub:.. would have timm fetch a model from elsewhere
+        raise ValueError(f"{folder}: timm {timm.__version__} has no architecture {config['architecture']!r}")
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
