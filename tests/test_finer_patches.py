@@ -61,3 +61,14 @@ def test_heads_that_cannot_carry_a_patch_are_refused():
     )
     with pytest.raises(ValueError, match="3 attention heads of 16: at least 3 of 48 are needed"):
         finer_patches(narrow, smooth_images(1))
+
+
+def test_memory_of_a_head_does_not_disturb_the_first_layer(coarse):
+    images = smooth_images(4)
+    fine = finer_patches(coarse, images)
+    memory = 0.02 * torch.randn(4, 20, 192)  # as it is drawn, through the layer norm like any token
+    with torch.no_grad():
+        tokens = fine.vit.embeddings(images)
+        alone = fine.vit.layers[0](tokens)
+        beside = fine.vit.layers[0](torch.cat([tokens, memory], dim=1))[:, :65]
+    torch.testing.assert_close(beside, alone, rtol=0, atol=1e-3)
