@@ -14,7 +14,8 @@ windows' embeddings hardly use,
     constant             one direction, large, so that the layer norm divides each token by nearly the same number.
 
 The attention output adds the neighbours' parts of the window; the MLP, whose GELU is nearly the identity far right of
-zero, takes the three helpers away again. At the right and the lower edge a patch is its own neighbour.
+zero, takes the three helpers away again. At the right and the lower edge a patch is its own neighbour. Memory tokens of
+heads lack the constant, and are ignored in this layer.
 """
 
 import torch
@@ -22,8 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
-CONSTANT, CODE, COPY = 16.0, 0.5, 0.3
+CONSTANT, CODE, COPY = 16.0, 1.0, 0.3
 SHARPNESS = 12.0  # logit of the neighbour that is fetched; the others get less than half of it at most
+REAL = 60.0  # logit of all tokens that carry the constant: memory tokens do not, and are not to be attended to here
 OFFSET = 5.0  # of the units of the MLP: GELU(x) = x to 1e-5 there
 
 
@@ -72,6 +74,7 @@ def finer_patches(coarse: ViTForImageClassification, pixels: torch.Tensor) -> Vi
     layer.layernorm_after.weight.fill_(1)
     tokens = embeddings(pixels)
     _fetch_neighbours(layer.attention, others, copies, codes, side, _spread(tokens))
+    _ignore_memory(layer.attention, codes.shape[1], constant, _spread(tokens))
     tokens = tokens + layer.attention(layer.layernorm_before(tokens))[0]
     _remove_helpers(layer.mlp, torch.cat([copies, codes], 1), constant, _spread(tokens))
     return fine.eval()
@@ -138,7 +141,7 @@ def _fetch_neighbours(attention: nn.Module, others, copies, codes, side: int, sp
     row, column = slice(side - 1), slice(side - 1, 2 * (side - 1))
     for head, (down, right) in enumerate(((False, True), (True, False), (True, True))):
         turn, shift = torch.eye(size), torch.zeros(size)
-        turn[-1, -1] = 1.5
+        turn[-1, -1] = 0.75
         for wanted, axis in ((down, row), (right, column)):
             if wanted:
                 turn[axis, axis], shift[axis] = step[:-1].T, step[-1]
@@ -148,6 +151,17 @@ def _fetch_neighbours(attention: nn.Module, others, copies, codes, side: int, sp
         attention.k_proj.weight[start : start + size] = gain * spread / CODE * codes.T
         attention.v_proj.weight[start : start + copies.shape[1]] = spread / COPY * copies.T
         attention.o_proj.weight[:, start : start + copies.shape[1]] = others[head]
+
+
+def _ignore_memory(attention: nn.Module, coordinate: int, constant: torch.Tensor, spread: torch.Tensor) -> None:
+    """One more coordinate of queries and keys, which tokens that lack the constant (a head's memory) do not have.
+
+    Behind the layer norm, memory that is not learned yet is large in all directions: it would pass for a neighbour.
+    """
+    width = attention.q_proj.weight.shape[0] // attention.num_attention_heads
+    for row in range(coordinate, attention.q_proj.weight.shape[0], width):
+        attention.q_proj.bias[row] = REAL * width**0.5
+        attention.k_proj.weight[row] = spread * constant / constant.square().sum()
 
 
 def _remove_helpers(mlp: nn.Module, helpers: torch.Tensor, constant: torch.Tensor, spread: torch.Tensor) -> None:

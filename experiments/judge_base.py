@@ -34,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("bases", nargs="+", help="folders of base models; differences are to the first")
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-100's train-* and test-*.parquet")
     parser.add_argument("--photographs", required=True, help="folder:PATH with train and val")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these data sets, by their names in the table")
     parser.add_argument("--work", type=Path, default=Path("runs/judge"))
     parser.add_argument("--images", type=int, default=50, help="training images a class, at most")
     parser.add_argument("--tests", type=int, default=50, help="test images a class, at most")
@@ -106,7 +107,7 @@ def table(rows: list[dict], bases: list[str], names: list[str]) -> str:
 def main() -> None:
     args = parse_arguments()
     args.work.mkdir(parents=True, exist_ok=True)
-    sources = data_sets(args)
+    sources = {name: source for name, source in data_sets(args).items() if name in (args.only or [name])}
     path = args.work / "results.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for name, source in sources.items():

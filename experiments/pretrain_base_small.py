@@ -12,8 +12,8 @@ Card
               - Muon for the matrices of the layers, AdamW for the rest; warm-up, constant rate, linear decay by the
                 clock, with all patches; crop, flip, TrivialAugment, CutMix, label smoothing; averaged weights.
     Set-up    pip install '.[experiments]'
-    Command   python experiments/pretrain_base_small.py --data DIR/datasets/cifar100 --until 18:15
-    Time      as long as one likes: two hours beside other work were enough to notice
+    Command   python experiments/pretrain_base_small.py --data DIR/datasets/cifar100 [--until 18:15]
+    Time      a minute for the construction alone, which is what ships; as long as one likes with --until
 
 It can be stopped at any time: SIGTERM, `--until` and the file `WORK/decay_now` (decay at once) end it in order, and every
 few minutes `WORK/latest` is written as a model of its own. `WORK/stable.pt` holds everything up to the decay; a second
@@ -47,7 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, default=Path("models/base-tiny"), help="the coarser base to start from")
     parser.add_argument("--output", type=Path, default=Path("models/base-small"), help="written after the decay only")
     parser.add_argument("--work", type=Path, default=Path("runs/base-small"), help="progress is kept here")
-    parser.add_argument("--until", required=True, help="HH:MM of the clock when the rate has decayed to zero")
+    parser.add_argument(
+        "--until", help="train until HH:MM of the clock, when the rate has decayed to zero; else only the construction"
+    )
     parser.add_argument("--decay", type=float, default=0.2, help="the last part of the time, in which the rate decays")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--part", type=int, default=32, help="images that one thread takes at a time")
@@ -235,9 +237,9 @@ class Progress:
         return base.half().float().eval()
 
 
-def train_student(args, student: ViTForImageClassification, teacher: nn.Module, images, labels) -> Progress:
+def train_student(args, progress: Progress, teacher: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Until the clock says so; the progress is written every few minutes."""
-    progress = Progress(args, student, build_optimizers(args, student))
+    student = progress.student
     clock, patches = Clock(args), (student.config.image_size // student.config.patch_size) ** 2
     torch.manual_seed(args.seed + progress.step)
     order: list[torch.Tensor] = []
@@ -267,10 +269,10 @@ def train_student(args, student: ViTForImageClassification, teacher: nn.Module, 
                 progress.save(was_decaying)
                 saved = time.time()
     progress.save(was_decaying)
-    return progress
 
 
 # --------------------------------------------------------------------------------------------------------------- write
+TRAINING = """Then {step} steps of batch {batch_size} ({epochs:.1f} epochs): base-tiny teaches, {kept} of 64 patches kept until the rate decays, Muon + AdamW, peak rate {lr}, crop, flip, TrivialAugment, CutMix, averaged weights."""
 CARD = """---
 license: mit
 library_name: transformers
@@ -286,10 +288,10 @@ width 192, 10 layers, {weights:.1f} million weights. float16 in the file, float3
 | | |
 |---|---|
 | data | 80 of the 100 classes of CIFAR-100's training images (40,000 images); every fifth class (index 4, 9, 14, ...) was left out and is the data set `CIFAR100-new20` |
-| recipe | `base-tiny` turned into a network of overlapping patches (`finer_patches.py`), then {step} steps of batch {batch_size} ({epochs:.1f} epochs): base-tiny teaches, {kept} of 64 patches kept until the rate decays, Muon + AdamW, peak rate {lr}, crop, flip, TrivialAugment, CutMix, averaged weights |
+| recipe | `base-tiny` with one layer more in front, which turns patches of 4x4 into windows of 8x8 that overlap: computed, not learned (`experiments/finer_patches.py`). {training} |
 | test accuracy | **{student:.2%}** top-1 on the 8,000 test images of the 80 classes, measured once on the saved float16 weights (base-tiny: {teacher:.2%}) |
-| training time | base-tiny's and {minutes:.0f} minutes more of idle time on {machine} |
-| command | `python experiments/pretrain_base_small.py --data DIR/datasets/cifar100 --until HH:MM` |
+| training time | base-tiny's 114 minutes{time} |
+| command | `python experiments/pretrain_base_small.py --data DIR/datasets/cifar100{until}` |
 
 Not meant for anything but this project: 80 classes of tiny photographs.
 """
@@ -315,15 +317,27 @@ def main() -> None:
     images, labels, _ = load_split(args.data, "train")
     student = finer_patches(teacher, normalise(images[:200])).train()
     freeze_fetching(student)
-    progress = train_student(args, student, teacher, images, labels)
+    progress = Progress(args, student, build_optimizers(args, student))
+    if args.until:
+        train_student(args, progress, teacher, images, labels)
 
     base = progress.averaged()
     images_seen = progress.step * args.batch_size
     test_images, test_labels, _ = load_split(args.data, "test")
     facts = {"student": accuracy(base, test_images, test_labels), "teacher": accuracy(teacher, test_images, test_labels)}  # fmt: skip
     logger.info("test top-1 of the 80 classes: base-tiny %(teacher).4f, base-small %(student).4f", facts)
-    facts |= {"step": progress.step, "epochs": images_seen / len(images), "minutes": progress.seconds / 60}
-    facts |= {"machine": f"{args.threads} CPU cores", "weights": base.num_parameters() / 1e6}
+    facts |= {
+        "weights": base.num_parameters() / 1e6,
+        "training": "Nothing was trained after that.",
+        "time": "",
+        "until": "",
+    }
+    if progress.step:
+        facts |= {"training": TRAINING.format(step=progress.step, epochs=images_seen / len(images), **vars(args))}
+        facts |= {
+            "time": f" and {progress.seconds / 60:.0f} minutes more on {args.threads} CPU cores",
+            "until": " --until HH:MM",
+        }
     write(base, args.output)
     (args.output / "README.md").write_text(CARD.format(**vars(args) | facts))
 
