@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from command_lines import train
+import vit_train
+from command_lines import save_base
 from learnable_memory import head_schema, out_of_fold, tuned_files
 from learnable_memory.checkpoint import Checkpoint
 from learnable_memory.config import TrainOptions
@@ -50,24 +51,28 @@ def header(path: Path, key: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(base, colours, tmp_path_factory) -> Path:
+def run(tmp_path_factory) -> Path:
     """The folder of a real run: a grid of two heads from a cache on disk, and the first checkpoint as JSON keys."""
     folder = tmp_path_factory.mktemp("run")
-    states, save = [], Checkpoint.save
-    flags = ["-d", f"folder:{colours}", "--name", "grid", "-e", "1", "--lr", "0.1", "1", "-m", "2", "--rank", "1"]
+    base, states, save = save_base(folder / "base"), [], Checkpoint.save
+    flags = ["--dataset", "Digits", "--base_model", str(base), "--output", str(folder), "--name", "grid", "-e", "1"]
+    flags += ["--lr", "0.1", "1", "-m", "2", "--rank", "1", "--batch_size", "256", "--workers", "0", "--device", "cpu"]
     flags += ["--cache", "disk", "--cache_folder", str(folder / "cache"), "--keep_all"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "save", lambda self, state: states.append(state) or save(self, state))
-        train(base, folder, *flags)
+        assert vit_train.main(flags) == 0
     (folder / "checkpoint.json").write_text(json.dumps({**dict.fromkeys(states[0]), "run": [*states[0]["run"]]}))
     return folder
 
 
 @pytest.fixture(scope="module")
-def cross_validated(base, colours, tmp_path_factory) -> Path:
+def cross_validated(tmp_path_factory) -> Path:
     """The folder of a run with `--folds`."""
     folder = tmp_path_factory.mktemp("folds")
-    train(base, folder, "-d", f"folder:{colours}", "--name", "digits", "-e", "1", "--folds", "2")
+    base = save_base(folder / "base")
+    flags = ["--dataset", "Digits", "--base_model", str(base), "--output", str(folder), "--name", "digits", "-e", "1"]
+    flags += ["--folds", "2", "--batch_size", "256", "--workers", "0", "--device", "cpu"]
+    assert vit_train.main(flags) == 0
     return folder
 
 
@@ -88,6 +93,27 @@ def test_a_head_file(run):
     assert {f"{key}.{inner}" for key, part in parts.items() for inner in part} == set(nested)
     options = {field.name for field in fields(TrainOptions)} | {"data_seed"}
     assert set(metadata["training"]) <= options
+
+
+def test_projections_and_their_sizes(tmp_path):
+    model = tiny_model()
+    model.add_head("A", 3, rank=dict.fromkeys(PROJECTIONS, 2))
+    model.save_head("A", tmp_path / "A.safetensors")
+    words = re.search(r"^P is (.*?)\.$", PAGE, re.M | re.S)[1]
+    words = " ".join(words.split()).partition("; those")[0]
+    sizes, waiting = {}, []
+    for name, size in re.findall(r"`(\w+)`|\(([^)]*)\)", words):
+        waiting += [name] if name else []
+        if size:
+            sizes |= dict.fromkeys(waiting, size)
+            waiting = []
+    letters = {"D inputs and outputs": (32, 32), "D inputs, F outputs": (32, 64), "F inputs, D outputs": (64, 32)}
+    with safe_open(tmp_path / "A.safetensors", framework="pt") as file:
+        for projection in PROJECTIONS:
+            inputs, outputs = letters[sizes.pop(projection)]
+            assert file.get_slice(f"low_rank.{projection}.down").get_shape() == [3, 2, inputs]
+            assert file.get_slice(f"low_rank.{projection}.up").get_shape() == [3, outputs, 2]
+    assert sizes == {}
 
 
 def test_parents_in_a_head_file(tmp_path):
@@ -207,7 +233,6 @@ def test_results_of_runs():
 
 
 # --------------------------------------------------------------------------------------------------------- other files
-@pytest.mark.slow
 def test_an_exported_file(tmp_path):
     model = tiny_model()
     model.add_head("A", 3, metadata={"labels": ["a", "b", "c"]})

@@ -52,7 +52,10 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", PROCESSORS)
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in PROCESSORS if case != "dinov3"]  # a quarter minute each
+
+
+@pytest.mark.parametrize("case", ["dinov3", *SLOW])
 def test_every_command_line_takes_it(case, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = save(case, tmp_path / "base")

@@ -226,7 +226,10 @@ def test_what_a_stock_class_saved_of_our_folder_loads_again(tmp_path, caplog):
 
 
 # ----------------------------------------------------------------------------------- compilers, threads, flex attention
-@pytest.mark.parametrize("case", ["vit classifier", "dinov3", "siglip", "beit"])
+COMPILED = [pytest.param(case, marks=pytest.mark.slow) for case in ("vit classifier", "siglip", "beit")]
+
+
+@pytest.mark.parametrize("case", ["dinov3", *COMPILED])
 def test_a_whole_graph_can_be_compiled(case):
     model = MemoryCapableViT.from_base(stock(case))
     add_random_head(model, "A", 4, 2)
