@@ -25,7 +25,7 @@ test: $(STAMP) ## run the fast tests
 	$(RUN) pytest -n 2 --dist loadscope -m "not slow and not release"
 
 test-all: $(STAMP) ## run the slow tests, which "make test" leaves out
-	$(RUN) pytest -n 2 --dist loadscope -m slow
+	$(RUN) pytest -n 2 --dist loadscope -m "slow and not release"
 
 test-release: $(STAMP) ## run what takes minutes each: notebooks, the wheel, all cards, the documents' commands
 	$(RUN) pytest -m release
